@@ -1,0 +1,300 @@
+"""The door for configs: every field with its default and meaning, and what is allowed in it.
+
+An experiment file builds an `ml_collections.ConfigDict` from `default()`; `parse` turns it into frozen
+dataclasses and refuses, by name, what cannot work. Behind the door nobody reads a ConfigDict.
+Field names are those of the published code where there is one, so that a published recipe can be typed in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+Axis = Literal["feature", "token"]
+
+
+class ConfigError(ValueError):
+    """A config that cannot work; the message lists every fault by field, value and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """The network and how often it is applied."""
+
+    loss: Loss = Loss()
+    H_cycles: int = 2  # outer cycles at the first step; grows by curriculum_milestones
+    L_cycles: int = 2  # inner cycles per outer cycle at the first step; grows by curriculum_L_milestones
+    L_layers: int = 1  # blocks in the core
+    hidden_size: int = 512
+    num_heads: int = 8  # attention only
+    expansion: float = 4.0  # SwiGLU: hidden = 256 * ceil(round(expansion * width * 2/3) / 256)
+    mlp_hidden_size: int = 0  # 0: by expansion. Otherwise the channel SwiGLU's hidden size itself
+    mixer_hidden_size: int = 0  # 0: by expansion. Otherwise the token-mixing SwiGLU's hidden size itself
+    mlp_t: bool = True  # tokens are mixed by a SwiGLU over the sequence; False: by attention
+    pos_encodings: Literal["none", "rope", "learned"] = "none"
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+    mixer_norm_axis: Axis = "feature"  # axis of the norm after token mixing: RSM "feature", TRM's MLP-T "token"
+    mlp_norm_axis: Axis = "feature"  # axis of the norm after the channel SwiGLU
+    puzzle_emb_ndim: int = 512  # width of a row of the puzzle table; 0: no prefix at all
+    puzzle_emb_len: int = 16  # prefix positions; 0: ceil(puzzle_emb_ndim / hidden_size)
+    tie_head: bool = True  # logits from the token embedding (RSM); False: a head of its own (HRM, TRM)
+    forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # activations; parameters and losses stay float32
+    prob_detach_prev_H: float = 0.99  # probability that the last but one outer update is detached too
+
+
+@dataclasses.dataclass(frozen=True)
+class Deepen:
+    """What brings states deeper than H into training. Ours, off in the published recipe."""
+
+    carry_share: float = 0.0  # share of the batch's slots that may keep puzzle and latents for the next step
+    carry_keep_prob: float = 0.9  # probability that such a slot does keep them
+    tail_prob: float = 0.0  # probability of a step whose H is drawn log-uniformly from H to tail_max_H
+    tail_max_H: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    puzzle: Literal["sudoku"] = "sudoku"  # the domain: codec, verifier, augmentation
+    path: str = "data/sudoku"  # dataset folder, as `python -m trm_jax.data` writes it
+    make: str = ""  # the command that makes the folder, shown when it is missing
+    augment: bool = False  # a fresh symmetry of every training puzzle each time it is drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    H_test: tuple[int, ...] = (16,)  # outer cycles at which answers are scored, all in one unroll
+    L_test: tuple[int, ...] = ()  # inner cycles; one unroll each. (): the L of the last training step
+    interval_steps: int = 0  # 0: only after the last step
+    batch_size: int = 512
+    max_examples: int = 0  # 0: the whole test set; otherwise a seeded sample of this many
+    settled_cycles: int = 4  # settled: the answer has not changed for this many outer cycles
+    best_metric: str = "exact_accuracy"  # at the last of H_test; keeps the best checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    interval_steps: int = 1000  # also saved after the last step
+    interval_seconds: float = 600.0  # and when this long has passed since the last save
+    keep_last: int = 2
+    keep_best: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    interval_steps: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is. Groups with a lower-case name below are sections of the config."""
+
+    arch: Arch = Arch()
+    deepen: Deepen = Deepen()
+    data: Data = Data()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+
+    seed: int = 0
+    global_batch_size: int = 512
+    epochs: int = 2  # length of the run in passes over the groups of the training set
+    total_steps: int = 0  # length of the run in optimiser steps; 0: from epochs
+
+    optimizer: Literal["adam_atan2", "adamw"] = "adam_atan2"
+    lr: float = 1e-3
+    lr_min_ratio: float = 0.02  # the cosine ends at lr * lr_min_ratio
+    lr_warmup_steps: int = 2000
+    beta1: float = 0.8
+    beta2: float = 0.9
+    adam_eps: float = 1e-8  # AdamW only
+    weight_decay: float = 0.1
+    grad_clip_norm: float = 1.0  # 0: no clipping
+    puzzle_emb_lr: float = 1e-4  # sign-SGD of the puzzle table
+    puzzle_emb_weight_decay: float = 1.0
+    ema: bool = True  # evaluate an exponential moving average of the parameters
+    ema_rate: float = 0.999
+
+    curriculum_milestones: tuple[float, ...] = ()  # percent of all steps at which H grows
+    curriculum_heads_to_add: tuple[int, ...] = ()  # by how much
+    curriculum_L_milestones: tuple[float, ...] = ()  # percent of all steps at which L grows
+    curriculum_L_to_add: tuple[int, ...] = ()
+    transition_lr_warmup_steps: int = 0  # after each growth the learning rate ramps from 0 over this many steps
+    optimizer_reset_scale: float = 1.0  # the optimiser's moments are multiplied by this at each growth
+
+
+# Fields that may differ between a run and its continuation: they do not change what is learned.
+MAY_CHANGE = ("eval", "checkpoint", "log", "data.make")
+
+
+def default() -> ConfigDict:
+    """Every field at its default, locked: an experiment can change fields, not invent them."""
+    return to_config_dict(Experiment())
+
+
+def to_config_dict(experiment: Experiment) -> ConfigDict:
+    config = ConfigDict(dataclasses.asdict(experiment), convert_dict=True)
+    return config.lock()
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    """Nested plain dict with lists for tuples, as `config.json` holds it; `parse` reads it back."""
+    def plain(value):
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+    return plain(dataclasses.asdict(experiment))
+
+
+def parse(config: ConfigDict | dict[str, Any]) -> Experiment:
+    """ConfigDict (or the dict of a `config.json`) -> Experiment.
+
+    Raises:
+      ConfigError: listing every unknown field, wrong type and impossible value at once.
+    """
+    faults: list[str] = []
+    raw = config.to_dict() if isinstance(config, ConfigDict) else config
+    experiment = _build(Experiment, raw, "", faults)
+    if not faults:
+        faults += _impossible(experiment)
+    if faults:
+        raise ConfigError("the config cannot be run:\n  " + "\n  ".join(faults))
+    return experiment
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (old, new) for every field outside `MAY_CHANGE` in which two `to_json` dicts differ."""
+    found = {}
+    for name in sorted({*old, *new}):
+        dotted = prefix + name
+        if dotted in MAY_CHANGE:
+            continue
+        a, b = old.get(name, "(absent)"), new.get(name, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            found |= differences(a, b, dotted + ".")
+        elif a != b:
+            found[dotted] = (a, b)
+    return found
+
+
+def _build(cls, raw: Any, prefix: str, faults: list[str]):
+    if not isinstance(raw, dict):
+        faults.append(f"{prefix.rstrip('.')} = {raw!r}: must be a section with fields")
+        return cls()
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in raw.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            faults.append(f"{prefix}{name}: unknown field"
+                          + (f"; did you mean {prefix}{near[0]}?" if near else ""))
+            continue
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _build(hint, value, f"{prefix}{name}.", faults)
+        else:
+            values[name], fault = _coerce(hint, value)
+            if fault:
+                faults.append(f"{prefix}{name} = {value!r}: {fault}")
+    return cls(**values)
+
+
+def _coerce(hint, value):
+    """(value as `hint`, "") or (value, why it is not one)."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        allowed = typing.get_args(hint)
+        return value, "" if value in allowed else f"must be one of {', '.join(map(repr, allowed))}"
+    if origin is tuple:
+        kind = typing.get_args(hint)[0]
+        if not isinstance(value, (tuple, list)):
+            value = (value,)
+        items = [_coerce(kind, item) for item in value]
+        fault = next((f for _, f in items if f), "")
+        return tuple(item for item, _ in items), fault and f"every item {fault}"
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        return value, f"must be of type {hint.__name__}, is {type(value).__name__}"
+    if hint is float and not math.isfinite(value):
+        return value, "must be finite"
+    return value, ""
+
+
+def _impossible(e: Experiment) -> list[str]:
+    """What types cannot tell: ranges, and fields that contradict each other."""
+    faults = []
+
+    def need(ok: bool, name: str, rule: str):
+        if not ok:
+            value = e
+            for part in name.split("."):
+                value = getattr(value, part)
+            faults.append(f"{name} = {value!r}: {rule}")
+
+    for name in ("arch.H_cycles", "arch.L_cycles", "arch.L_layers", "arch.hidden_size", "arch.num_heads",
+                 "global_batch_size", "epochs", "eval.batch_size", "eval.settled_cycles",
+                 "checkpoint.interval_steps", "checkpoint.keep_last", "log.interval_steps"):
+        value = e
+        for part in name.split("."):
+            value = getattr(value, part)
+        least = 2 if name == "arch.H_cycles" else 1
+        need(value >= least, name, f"must be at least {least}"
+             + (" in training (the transition and the active cycle)" if least == 2 else ""))
+    for name in ("arch.puzzle_emb_ndim", "arch.puzzle_emb_len", "arch.mlp_hidden_size", "arch.mixer_hidden_size",
+                 "total_steps", "lr_warmup_steps", "eval.interval_steps", "eval.max_examples", "grad_clip_norm",
+                 "transition_lr_warmup_steps", "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay",
+                 "optimizer_reset_scale", "puzzle_emb_lr", "lr"):
+        value = e
+        for part in name.split("."):
+            value = getattr(value, part)
+        need(value >= 0, name, "must not be negative")
+    for name in ("arch.prob_detach_prev_H", "deepen.carry_share", "deepen.carry_keep_prob", "deepen.tail_prob",
+                 "lr_min_ratio"):
+        value = e
+        for part in name.split("."):
+            value = getattr(value, part)
+        need(0 <= value <= 1, name, "is a share, from 0 to 1 (not percent)")
+    for name in ("beta1", "beta2", "ema_rate"):
+        need(0 <= getattr(e, name) < 1, name, "must be at least 0 and under 1")
+    need(e.arch.expansion > 0, "arch.expansion", "must be positive")
+    need(e.arch.rms_norm_eps > 0, "arch.rms_norm_eps", "must be positive")
+    if not e.arch.mlp_t:
+        need(e.arch.hidden_size % e.arch.num_heads == 0, "arch.num_heads",
+             f"must divide arch.hidden_size = {e.arch.hidden_size}")
+        if e.arch.hidden_size % e.arch.num_heads == 0 and e.arch.pos_encodings == "rope":
+            need((e.arch.hidden_size // e.arch.num_heads) % 2 == 0, "arch.num_heads",
+                 "RoPE needs an even head size, hidden_size / num_heads")
+        need(e.arch.mixer_hidden_size == 0, "arch.mixer_hidden_size", "has no meaning with attention (mlp_t = False)")
+    if e.arch.mlp_t:
+        need(e.arch.pos_encodings != "rope", "arch.pos_encodings", "RoPE needs attention; set arch.mlp_t = False")
+    if e.arch.puzzle_emb_ndim == 0:
+        need(e.arch.puzzle_emb_len == 0, "arch.puzzle_emb_len",
+             "must be 0 when arch.puzzle_emb_ndim = 0 (there is no prefix)")
+    elif e.arch.puzzle_emb_len:
+        need(e.arch.puzzle_emb_ndim <= e.arch.puzzle_emb_len * e.arch.hidden_size, "arch.puzzle_emb_ndim",
+             f"does not fit into puzzle_emb_len * hidden_size = {e.arch.puzzle_emb_len * e.arch.hidden_size}")
+    for milestones, amounts in (("curriculum_milestones", "curriculum_heads_to_add"),
+                                ("curriculum_L_milestones", "curriculum_L_to_add")):
+        m, a = getattr(e, milestones), getattr(e, amounts)
+        need(len(m) == len(a), amounts, f"must have one entry for each of {milestones} ({len(m)}), has {len(a)}")
+        need(all(0 < x <= 100 for x in m), milestones, "are percent of all steps, over 0 to 100")
+        need(list(m) == sorted(set(m)), milestones, "must ascend")
+        need(all(x >= 0 for x in a), amounts, "must not be negative")
+    need(e.deepen.tail_prob == 0 or e.deepen.tail_max_H >= e.arch.H_cycles, "deepen.tail_max_H",
+         f"must be at least arch.H_cycles = {e.arch.H_cycles}")
+    need(len(e.eval.H_test) > 0 and all(h >= 1 for h in e.eval.H_test), "eval.H_test", "needs entries of at least 1")
+    need(list(e.eval.H_test) == sorted(set(e.eval.H_test)), "eval.H_test", "must ascend")
+    need(all(l >= 1 for l in e.eval.L_test), "eval.L_test", "needs entries of at least 1")
+    need(e.checkpoint.interval_seconds > 0, "checkpoint.interval_seconds", "must be positive")
+    return faults
