@@ -1,0 +1,302 @@
+"""Sudoku of any box shape up to 16x16: codec, verifier, symmetries, generator and picture.
+
+Tokens: 0 pad, 1 blank, digit d -> d + 1. Cells are read row by row. B puzzles, S = n * n cells, n the side, V = n + 2.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from trm_jax.puzzles import PuzzleError, Symmetry, sudoku_search
+
+_DIGITS = "123456789ABCDEFG"
+_LINES = "|+\u2502\u2500\u253c"  # drawn between boxes, by hand or by render
+_FEWEST_CLUES = {(2, 2): 4, (2, 3): 8, (3, 2): 8, (3, 3): 17}  # proved minima; elsewhere n - 1 is a bound
+_CHECK_GUESSES = 5_000  # 9x9 stays far below; only 16x16 with few clues gets here
+_CHUNK = 32  # puzzles per call of a kernel
+_BOLD, _CYAN, _CHANGED, _RESET = "\x1b[1m", "\x1b[36m", "\x1b[30;43m", "\x1b[0m"
+
+
+class Verdict(NamedTuple):
+    complete: np.ndarray  # [B] bool: every cell holds a digit
+    rules: np.ndarray  # [B] bool: no digit twice in a row, column or box, among the digits present
+    clues: np.ndarray  # [B] bool: every clue is kept
+
+    @property
+    def solved(self) -> np.ndarray:
+        return self.complete & self.rules & self.clues
+
+
+class Solutions(NamedTuple):
+    counts: np.ndarray  # [B] int32: number of solutions, counted up to the limit; -1 where the search gave up
+    answers: np.ndarray  # [B, S] uint8: the first solution found, all 0 where there is none
+    guesses: np.ndarray  # [B] int32: cells branched on
+
+
+class Puzzles(NamedTuple):
+    inputs: np.ndarray  # [B, S] uint8
+    labels: np.ndarray  # [B, S] uint8: the only solution
+    rating: np.ndarray  # [B] int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Sudoku:
+    """Boxes of box_rows rows x box_cols columns; the side n is their product. (2, 3) is the 6x6 game."""
+
+    box_rows: int = 3
+    box_cols: int = 3
+    name = "sudoku"
+
+    def __post_init__(self):
+        if min(self.box_rows, self.box_cols) < 2 or self.side > len(_DIGITS):
+            raise PuzzleError(f"boxes of {self.box_rows}x{self.box_cols} will not do: both sides must be at least 2 "
+                              f"and their product at most {len(_DIGITS)}")
+
+    @classmethod
+    def from_seq_len(cls, seq_len: int, box_rows: int | None = None) -> "Sudoku":
+        """The game of seq_len cells, by default with the squarest boxes, wider than high: 36 -> 2x3."""
+        n = math.isqrt(max(seq_len, 0))
+        shapes = [(r, n // r) for r in range(2, n // 2 + 1) if n % r == 0]
+        if n * n != seq_len or not shapes:
+            raise PuzzleError(f"no Sudoku has {seq_len} cells; 16, 36, 64, 81, 100, 144, 225 and 256 do")
+        if box_rows is None:
+            box_rows = max(r for r, c in shapes if r <= c)
+        if n % box_rows:
+            raise PuzzleError(f"{box_rows=} does not divide the side {n}")
+        return cls(box_rows, n // box_rows)
+
+    @property
+    def side(self) -> int:
+        return self.box_rows * self.box_cols
+
+    @property
+    def seq_len(self) -> int:
+        return self.side**2
+
+    @property
+    def vocab_size(self) -> int:
+        return self.side + 2
+
+    # Text
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text -> tokens [S]. Digits are 1..9, then A..G in either case; '.' or '0' is a blank.
+
+        A grid may be pasted over several lines: whitespace, '|', '+' and drawn lines are skipped, '-' only in lines
+        that hold no cell (elsewhere some write it for a blank and some between boxes; we refuse to guess).
+        """
+        symbols = ".0" + _DIGITS[:self.side]
+        tokens = []
+        for row, line in enumerate(text.upper().splitlines(), 1):
+            if set(line) <= set(_LINES + "-= \t"):
+                continue
+            for col, char in enumerate(line, 1):
+                if char.isspace() or char in _LINES:
+                    continue
+                if char not in symbols:
+                    where = f"line {row}, column {col}" if "\n" in text.strip() else f"position {col}"
+                    raise PuzzleError(f"unknown character {char!r} at {where}: a cell is one of "
+                                      f"{_DIGITS[:self.side]}, or '.' or '0' for a blank")
+                tokens.append(max(symbols.index(char), 1))
+        if len(tokens) != self.seq_len:
+            raise PuzzleError(f"got {len(tokens)} cells, expected {self.seq_len} ({self.side}x{self.side})")
+        return np.array(tokens, np.uint8)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Tokens [S] -> text, '.' for a blank and '?' for what is no cell (pad, out of range)."""
+        return "".join(self._symbol(t) for t in self._grids(tokens, ndim=1))
+
+    def render(self, tokens: np.ndarray, given: np.ndarray | None = None, changed: np.ndarray | None = None,
+               color: bool = False) -> str:
+        """A picture for the terminal, which encode reads back.
+
+        tokens [S]; given [S]: the puzzle's clues, bold, other digits cyan; changed [S] bool: highlighted. Without
+        color, given and changed make no difference and there are no escape codes.
+        """
+        tokens, n = self._grids(tokens, ndim=1), self.side
+        given = np.ones(n * n) if given is None else self._grids(given, ndim=1)
+        changed = np.zeros(n * n, bool) if changed is None else self._grids(changed, ndim=1)
+
+        def cell(s):
+            symbol = self._symbol(tokens[s])
+            style = (_BOLD if given[s] >= 2 else _CYAN if tokens[s] >= 2 else "") + (_CHANGED if changed[s] else "")
+            return f"{style}{symbol}{_RESET}" if color and style else symbol
+
+        ruler = "\u253c".join(["\u2500" * (2 * self.box_cols + 1)] * (n // self.box_cols))
+        lines = []
+        for r in range(n):
+            if r and r % self.box_rows == 0:
+                lines.append(ruler)
+            row = [cell(n * r + c) for c in range(n)]
+            boxes = [" ".join(row[left:left + self.box_cols]) for left in range(0, n, self.box_cols)]
+            lines.append(" " + " \u2502 ".join(boxes))
+        return "\n".join(lines)
+
+    # Rules
+
+    def conflicts(self, inputs: np.ndarray) -> list[str]:
+        """What contradicts what among the clues inputs [S], e.g. "row 1 has two 5s"; empty if nothing does at sight."""
+        inputs, n = self._puzzles(inputs, ndim=1), self.side
+        names = [f"{kind} {i + 1}" for kind in ("row", "column", "box") for i in range(n)]
+        counts = np.stack([(inputs[self._units] == d + 2).sum(axis=1) for d in range(n)], axis=1)
+        words = {2: "two", 3: "three"}
+        return [f"{names[u]} has {words.get(k := int(counts[u, d]), k)} {_DIGITS[d]}s"
+                for u, d in np.argwhere(counts > 1)]
+
+    def check_clues(self, inputs: np.ndarray) -> None:
+        """Raises PuzzleError if the clues inputs [S] contradict each other at sight."""
+        if reasons := self.conflicts(inputs):
+            raise PuzzleError("the clues contradict each other: " + "; ".join(reasons))
+
+    def verify(self, inputs: np.ndarray, answers: np.ndarray) -> Verdict:
+        """inputs [..., S], answers [..., S] (any integers, the shapes broadcast) -> Verdict of [...]."""
+        inputs, answers = self._grids(inputs), self._grids(answers)
+        digit = (answers >= 2) & (answers < self.vocab_size)
+        bits = np.where(digit, np.int32(1) << np.where(digit, answers - 2, 0).astype(np.int32), 0).astype(np.int32)
+        units = bits[..., self._units]  # [..., 3n, n]
+        once = np.bitwise_or.reduce(units, axis=-1) == units.sum(axis=-1, dtype=np.int32)
+        clues = ((inputs < 2) | (inputs == answers)).all(axis=-1)
+        return Verdict(*np.broadcast_arrays(digit.all(axis=-1), once.all(axis=-1), clues))
+
+    def solve(self, inputs: np.ndarray, limit: int = 2, max_guesses: int = 10_000_000) -> Solutions:
+        """Solves inputs [B, S] by search, counting solutions up to `limit` (2 tells unique from not)."""
+        inputs = np.ascontiguousarray(self._puzzles(inputs, ndim=2), np.uint8)
+        B = len(inputs)
+        counts, answers, guesses = np.zeros(B, np.int32), np.zeros(inputs.shape, np.uint8), np.zeros(B, np.int32)
+
+        def work(part):
+            sudoku_search.solve_range(inputs[part], limit, max_guesses, self._peers, self._units,
+                                      counts[part], answers[part], guesses[part])
+
+        _in_threads(work, B)
+        return Solutions(counts, answers, guesses)
+
+    def generate(self, n: int, seed: int, *, blanks: int | None = None, clues: int | None = None) -> Puzzles:
+        """n different puzzles with exactly one solution each: with that many blanks or clues, else minimal.
+
+        Minimal means that no clue can be removed (about 24 clues at 9x9). The puzzles are the distinct ones, in order,
+        of an endless stream of candidates of which each depends on (seed, its number) only: same seed, same puzzles,
+        and a smaller n gives their beginning. PuzzleError if the stream runs dry, because the clues are too few
+        or because there are not n different puzzles (4x4 has 288 grids).
+
+        rating is the number of cells that solve() branches on, after naked and hidden singles, to find the solution
+        and prove it the only one; 0 means singles suffice. It is not the rating of Sudoku-Extreme, which is tdoku's.
+        """
+        if blanks is not None and clues is not None:
+            raise PuzzleError(f"{blanks=} and {clues=} say the same thing twice; give one")
+        if blanks is not None:
+            clues = self.seq_len - blanks
+        fewest = _FEWEST_CLUES.get((self.box_rows, self.box_cols), self.side - 1)
+        if clues is not None and not fewest <= clues <= self.seq_len:
+            raise PuzzleError(f"{clues} clues are impossible: a {self.side}x{self.side} Sudoku with one solution has "
+                              f"{fewest} to {self.seq_len}")
+        base = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+        patience = 400_000 // self.seq_len  # candidates in a row that bring nothing new
+        seen, kept, first, barren = set(), [], 0, 0
+        while len(seen) < n:
+            count = min(max(n - len(seen), 8 * _CHUNK), 16_384)
+            inputs, labels = np.empty((2, count, self.seq_len), np.uint8)
+            rating, good = np.empty(count, np.int32), np.empty(count, bool)
+
+            def work(part, first=first, inputs=inputs, labels=labels, rating=rating, good=good):
+                sudoku_search.generate_range(first + part.start, base, clues or 0, _CHECK_GUESSES, self._peers,
+                                             self._units, inputs[part], labels[part], rating[part], good[part])
+
+            _in_threads(work, count)
+            fresh = []
+            for i, puzzle in enumerate(inputs):
+                if good[i] and (key := puzzle.tobytes()) not in seen:
+                    seen.add(key)
+                    fresh.append(i)
+                    barren = 0
+                else:
+                    barren += 1
+                if len(seen) == n:
+                    break
+                if barren > patience:
+                    raise PuzzleError(f"found only {len(seen)} of {n} different {self.side}x{self.side} puzzles with "
+                                      f"{clues or 'minimal'} clues: the last {barren} tries brought nothing new")
+            kept.append((inputs[fresh], labels[fresh], rating[fresh]))
+            first += count
+        if not kept:
+            return Puzzles(*np.empty((2, 0, self.seq_len), np.uint8), np.empty(0, np.int32))
+        return Puzzles(*map(np.concatenate, zip(*kept, strict=True)))
+
+    # Symmetries
+
+    def draw_symmetry(self, rng: np.random.Generator, B: int) -> Symmetry:
+        """B uniform draws from: digits relabelled x bands and stacks permuted x rows and columns permuted within
+        x transposed (square boxes only). A function of the generator's state alone."""
+        n, r, c = self.side, self.box_rows, self.box_cols
+
+        def lines(thick):  # [B, n] row (column) to read from: groups of `thick` permuted, lines permuted within
+            groups = rng.random((B, n // thick), np.float32).argsort(axis=1)
+            within = rng.random((B, n // thick, thick), np.float32).argsort(axis=2)
+            return (groups[:, :, None] * thick + within).reshape(B, n).astype(np.uint8)
+
+        rows, cols = lines(r), lines(c)
+        row_stride, col_stride = np.full((B, 1), n, np.uint8), np.ones((B, 1), np.uint8)
+        if r == c:
+            turn = rng.random((B, 1)) < 0.5
+            row_stride, col_stride = np.where(turn, col_stride, row_stride), np.where(turn, row_stride, col_stride)
+        cells = (rows * row_stride)[:, :, None] + (cols * col_stride)[:, None, :]
+        relabel = np.empty((B, self.vocab_size), np.uint8)
+        relabel[:, :2] = 0, 1
+        relabel[:, 2:] = rng.random((B, n), np.float32).argsort(axis=1) + 2
+        return Symmetry(relabel, cells.reshape(B, self.seq_len))
+
+    def augment(self, inputs: np.ndarray, labels: np.ndarray,
+                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """One random symmetry per puzzle, the same on inputs and labels [B, S]; pad, ignored and blank stay so."""
+        symmetry = self.draw_symmetry(rng, len(inputs))
+        return symmetry.apply(inputs), symmetry.apply(labels)
+
+    # Private
+
+    @functools.cached_property
+    def _units(self) -> np.ndarray:
+        """[3n, n] cells of the rows, columns and boxes, boxes counted row by row."""
+        n, cells = self.side, np.arange(self.seq_len, dtype=np.int32).reshape(self.side, self.side)
+        boxes = cells.reshape(n // self.box_rows, self.box_rows, n // self.box_cols, self.box_cols)
+        return np.concatenate([cells, cells.T, boxes.transpose(0, 2, 1, 3).reshape(n, n)])
+
+    @functools.cached_property
+    def _peers(self) -> np.ndarray:
+        """[S, P] cells that share a row, column or box with each cell."""
+        together = [np.unique(self._units[(self._units == s).any(axis=1)]) for s in range(self.seq_len)]
+        return np.stack([cells[cells != s] for s, cells in enumerate(together)]).astype(np.int32)
+
+    def _symbol(self, token: int) -> str:
+        return "." if token == 1 else _DIGITS[token - 2] if 2 <= token < self.vocab_size else "?"
+
+    def _grids(self, tokens: np.ndarray, ndim: int | None = None) -> np.ndarray:
+        tokens = np.asarray(tokens)
+        if tokens.shape[-1:] != (self.seq_len,) or ndim not in (None, tokens.ndim):
+            lead = {1: "", 2: "B, ", None: "..., "}[ndim]
+            raise PuzzleError(f"expected shape [{lead}{self.seq_len}], got {list(tokens.shape)}")
+        return tokens
+
+    def _puzzles(self, inputs: np.ndarray, ndim: int) -> np.ndarray:
+        inputs = self._grids(inputs, ndim)
+        if inputs.size and not 1 <= inputs.min() <= inputs.max() < self.vocab_size:
+            raise PuzzleError(f"a puzzle's tokens are 1 (blank) to {self.vocab_size - 1}, "
+                              f"got {inputs.min()} to {inputs.max()}")
+        return inputs
+
+
+def _in_threads(work: Callable[[slice], None], count: int) -> None:
+    """work on slices of range(count), on every core that this process may use; the kernels release the GIL."""
+    parts = [slice(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(parts) < 2:
+        list(map(work, parts))
+        return
+    work(parts[0])  # compiles, if need be, once
+    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+        list(pool.map(work, parts[1:]))
