@@ -1,0 +1,217 @@
+"""Builds dataset folders: generated puzzles, CSV files, or the official files of Sudoku-Extreme."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+import time
+
+from trm_jax import puzzles
+from trm_jax.data import sources, store
+from trm_jax.data.store import DatasetError
+
+HUB_REPO = "sapientinc/sudoku-extreme"
+
+EXAMPLES = """examples:
+  python -m trm_jax.data sudoku --generate --out data/easy --train 60000 --test 1000 --clues 41
+  python -m trm_jax.data sudoku --generate --out data/6x6 --box 2x3 --minimal
+  python -m trm_jax.data sudoku --csv train.csv.gz --test_csv test.csv.gz --out data/hard
+  python -m trm_jax.data sudoku --csv train.csv --test_csv test.csv --out data/1k --subsample 1000 --num_aug 1000
+  python -m trm_jax.data sudoku --hub --out data/sudoku-extreme
+  python -m trm_jax.data bench --path data/easy --batch 512 --seconds 5
+"""
+DEFAULTS = {"train": 60000, "test": 1000, "num_aug": 0}
+GENERATE_ONLY = ("train", "test", "clues", "blanks", "minimal")
+IMPORT_ONLY = ("subsample", "test_subsample", "num_aug", "min_rating")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One line; --help has the rest."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(argv)
+    args.argv = argv
+    try:
+        args.run(args)
+    except (DatasetError, puzzles.PuzzleError, OSError) as error:
+        print(f"trm_jax.data: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("trm_jax.data: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="python -m trm_jax.data", description=__doc__, epilog=EXAMPLES,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    sudoku = commands.add_parser("sudoku", help="make a folder of Sudoku puzzles", epilog=EXAMPLES,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    sudoku.set_defaults(run=make_sudoku)
+    sudoku.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
+    sudoku.add_argument("--overwrite", action="store_true", help="replace DIR if it is a dataset folder")
+    sudoku.add_argument("--box", type=_box, default=(3, 3), metavar="RxC", help="rows x columns of a box (3x3)")
+    sudoku.add_argument("--seed", type=_count, default=0, help="of everything random here (0)")
+    mode = sudoku.add_argument_group("where the puzzles come from").add_mutually_exclusive_group(required=True)
+    mode.add_argument("--generate", action="store_true", help="new puzzles; train and test share no solution grid")
+    mode.add_argument("--csv", metavar="TRAIN", help="file source,question,answer,rating, plain or .gz")
+    mode.add_argument("--hub", action="store_true", help=f"official files of {HUB_REPO} on the Hugging Face hub")
+    made = sudoku.add_argument_group("with --generate")
+    made.add_argument("--train", type=_positive, metavar="N", help=f"training puzzles ({DEFAULTS['train']})")
+    made.add_argument("--test", type=_positive, metavar="N", help=f"test puzzles ({DEFAULTS['test']})")
+    clues = made.add_mutually_exclusive_group()
+    clues.add_argument("--clues", type=_positive, metavar="N", help="clues per puzzle")
+    clues.add_argument("--blanks", type=_count, metavar="N", help="the same, counted the other way")
+    clues.add_argument("--minimal", action="store_true", default=None, help="no clue can be spared (the default)")
+    read = sudoku.add_argument_group("with --csv or --hub")
+    read.add_argument("--test_csv", metavar="TEST", help="the test file, needed with --csv")
+    read.add_argument("--subsample", type=_positive, metavar="N", help="keep N training puzzles, drawn by --seed")
+    read.add_argument("--test_subsample", type=_positive, metavar="N", help="keep N test puzzles")
+    read.add_argument("--min_rating", type=_count, metavar="R", help="keep puzzles rated R or more, train and test")
+    read.add_argument("--num_aug", type=_count, metavar="N",
+                      help="store N shuffles of each training puzzle beside it (0; published: 1000)")
+
+    bench = commands.add_parser("bench", help="measure the input pipeline on one core")
+    bench.set_defaults(run=run_bench)
+    bench.add_argument("--path", required=True, metavar="DIR", help="dataset folder")
+    bench.add_argument("--batch", type=_positive, default=512)
+    bench.add_argument("--seconds", type=float, default=5.0)
+    return top
+
+
+def make_sudoku(args) -> None:
+    for name in IMPORT_ONLY + ("test_csv",) if args.generate else GENERATE_ONLY:
+        if getattr(args, name) is not None:
+            raise DatasetError(f"--{name} has no meaning with {_mode(args)}")
+    if args.test_csv is not None and not args.csv:
+        raise DatasetError("--test_csv has no meaning with --hub")
+    if args.csv and not args.test_csv:
+        raise DatasetError("--csv needs --test_csv too")
+    store.refuse_taken(args.out, args.overwrite)
+    domain = puzzles.get("sudoku", box_rows=args.box[0], box_cols=args.box[1])
+    started = time.time()
+    options = {name: DEFAULTS.get(name) if getattr(args, name) is None else getattr(args, name)
+               for name in (GENERATE_ONLY if args.generate else IMPORT_ONLY)}
+    files = {}
+    if args.generate:
+        clues = args.clues if args.blanks is None else domain.seq_len - args.blanks
+        options |= {"clues": clues, "minimal": clues is None}
+        train, test = sources.generate(domain, options["train"], options["test"], clues=clues, seed=args.seed)
+    else:
+        paths = _download() if args.hub else {"train": args.csv, "test": args.test_csv}
+        keep = {"train": args.subsample, "test": args.test_subsample}
+        read = {}
+        for name, path in paths.items():
+            print(f"reading {path}", file=sys.stderr)
+            examples, digest = sources.read_csv(path, domain)
+            files[name] = {"file": os.path.basename(path), "rows": len(examples), "sha256": digest}
+            read[name] = sources.choose(examples, str(path), min_rating=args.min_rating, subsample=keep[name],
+                                        seed=args.seed)
+        train, test = read["train"], read["test"]
+    shared = sources.count_shared_grids(train, test)
+    splits = {"train": sources.to_split(train, domain, num_aug=options.get("num_aug", 0), seed=args.seed),
+              "test": sources.to_split(test, domain)}
+    provenance = {
+        "format": 1,
+        "puzzle": {"name": domain.name, **dataclasses.asdict(domain)},
+        "command": "python -m trm_jax.data " + shlex.join(args.argv),
+        "mode": _mode(args).lstrip("-"), "options": options, "seed": args.seed, "files": files,
+        "hub": HUB_REPO if args.hub else None,
+        "counts": {name: {"examples": s.num_examples, "groups": s.num_groups} for name, s in splits.items()},
+        "test_grids_in_train": shared,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("trm_jax", "numpy")},
+    }
+    store.write(args.out, splits, [store.BLANK], provenance, overwrite=args.overwrite)
+    print(summary(args.out, splits))
+    print(f"test puzzles whose solution grid is in train too: {shared}")
+    print(f"{time.time() - started:.1f} s")
+
+
+def summary(path, splits: dict[str, store.Split]) -> str:
+    """A table with a line for every split and source."""
+    lines = [f"{path}", f"{'split':6} {'source':32} {'puzzles':>9} {'examples':>10} {'mean rating':>11} {'clues':>6}"]
+    for name, split in splits.items():
+        one_of_group = split.puzzle_indices[split.group_indices[:-1]]
+        for code, source in [(None, "all"), *enumerate(split.source_names)]:
+            chosen = slice(None) if code is None else split.sources == code
+            first = one_of_group if code is None else one_of_group[split.sources[one_of_group] == code]
+            if not len(first) or (code is not None and len(split.source_names) == 1):
+                continue
+            clues = (split.inputs[first] > 1).sum(axis=1).mean()
+            lines.append(f"{name:6} {source[:32]:32} {len(first):9,} {len(split.ratings[chosen]):10,} "
+                         f"{split.ratings[first].mean():11.1f} {clues:6.1f}")
+    return "\n".join(lines)
+
+
+def run_bench(args) -> None:
+    """Puzzles/s on one core, prefetching thread included."""
+    from trm_jax.data import pipeline  # Grain takes longer to import than most folders to make
+
+    split = store.load(args.path, "train")
+    provenance = store.load_provenance(args.path) or {}
+    puzzle = provenance.get("puzzle") or {"name": "sudoku", "seq_len": split.metadata.seq_len}
+    domain = puzzles.get(**puzzle)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    for augment in (True, False):
+        batches = pipeline.train_batches(split, domain, global_batch_size=args.batch, augment=augment)
+        for _ in range(10):
+            next(batches)
+        started, count = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - started) < args.seconds / 2:
+            next(batches)
+            count += args.batch
+        batches.close()
+        print(f"{'with' if augment else 'without'} augmentation: {count / elapsed:,.0f} puzzles/s "
+              f"(batch {args.batch}, seq_len {split.metadata.seq_len}, one core, {elapsed:.1f} s)")
+
+
+def _download() -> dict[str, str]:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise DatasetError("--hub needs huggingface_hub: pip install 'trm_jax[hub]'") from error
+    try:
+        return {name: hf_hub_download(HUB_REPO, f"{name}.csv", repo_type="dataset") for name in ("train", "test")}
+    except Exception as error:  # the hub's own errors, and those of three HTTP libraries under it
+        reason = (str(error).splitlines() or [""])[0]
+        raise DatasetError(f"{HUB_REPO} could not be downloaded ({type(error).__name__}: {reason})") from error
+
+
+def _mode(args) -> str:
+    return "--generate" if args.generate else "--csv" if args.csv else "--hub"
+
+
+def _box(text: str) -> tuple[int, int]:
+    rows, x, cols = text.lower().partition("x")
+    if not (x and rows.isdigit() and cols.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no box shape; write e.g. 3x3 or 2x3 (rows x columns)")
+    return int(rows), int(cols)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 0")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Where the examples of a dataset come from: a CSV file of Sudoku-Extreme's format, or the domain's generator.
+
+CSV: header `source,question,answer,rating`, plain or .gz, one puzzle a line; the cells are the domain's text.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import io
+import pathlib
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from trm_jax import puzzles
+from trm_jax.data import store
+from trm_jax.data.store import DatasetError
+
+HEADER = ["source", "question", "answer", "rating"]
+PIECE_BYTES = 8 << 20
+GENERATE_AT_ONCE = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """N examples, one per puzzle, before they are put into groups."""
+
+    inputs: np.ndarray  # [N, S] uint8
+    labels: np.ndarray  # [N, S] uint8
+    ratings: np.ndarray  # [N] int32
+    sources: np.ndarray  # [N] uint16 into source_names
+    source_names: tuple[str, ...]
+    rows: np.ndarray | None = None  # [N] row of the source file, ascending; None: all of them are here
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, index: np.ndarray) -> Examples:
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return Examples(self.inputs[index], self.labels[index], self.ratings[index], self.sources[index],
+                        self.source_names, rows[index])
+
+
+def choose(examples: Examples, name: str, *, min_rating: int | None = None, subsample: int | None = None,
+           seed: int = 0) -> Examples:
+    """Those rated at least `min_rating`, then a seeded sample of `subsample`, in the order of the file."""
+    if min_rating is not None:
+        examples = examples.take(np.flatnonzero(examples.ratings >= min_rating))
+        if not len(examples):
+            raise DatasetError(f"{name}: no puzzle is rated {min_rating} or more")
+    if subsample is not None:
+        if subsample > len(examples):
+            raise DatasetError(f"{name}: cannot keep {subsample} puzzles of {len(examples)}")
+        rng = np.random.default_rng(seed)
+        examples = examples.take(np.sort(rng.choice(len(examples), subsample, replace=False)))
+    return examples
+
+
+def to_split(examples: Examples, domain, *, num_aug: int = 0, seed: int = 0) -> store.Split:
+    """Each example, followed by `num_aug` random symmetries of it, becomes a group of 1 + num_aug puzzles."""
+    copies = 1 + num_aug
+    inputs, labels = examples.inputs, examples.labels
+    if num_aug:
+        rng = np.random.default_rng([seed, 1])
+        inputs, labels = (np.repeat(a, copies, axis=0) for a in (inputs, labels))
+        for start in tqdm(range(0, len(inputs), copies << 6), desc="shuffling", unit="64 puzzles", disable=None):
+            part = slice(start, start + (copies << 6))
+            shuffled = domain.augment(inputs[part], labels[part], rng)
+            fresh = np.arange(len(inputs[part])) % copies > 0  # the first of each group stays as it was
+            inputs[part][fresh], labels[part][fresh] = shuffled[0][fresh], shuffled[1][fresh]
+    return store.make_split(
+        inputs, labels, vocab_size=domain.vocab_size, group_indices=np.arange(len(examples) + 1) * copies,
+        sources=np.repeat(examples.sources, copies), source_names=examples.source_names,
+        ratings=np.repeat(examples.ratings, copies), subsample=examples.rows)
+
+
+def grid_keys(labels: np.ndarray) -> np.ndarray:
+    """Solution grids [N, S] uint8 -> [N] uint64, equal for equal grids and (but for 1 in 2**64) only for them."""
+    weights = np.random.default_rng(20250626).integers(1, 1 << 64, labels.shape[1], np.uint64)
+    keys = np.empty(len(labels), np.uint64)
+    for start in range(0, len(labels), 1 << 16):
+        keys[start:start + (1 << 16)] = labels[start:start + (1 << 16)].astype(np.uint64) @ weights
+    return keys
+
+
+def count_shared_grids(train: Examples, test: Examples) -> int:
+    """How many test puzzles have a solution grid that a training puzzle has too."""
+    return int(np.isin(grid_keys(test.labels), grid_keys(train.labels)).sum())
+
+
+# Generated.
+
+
+def generate(domain, train: int, test: int, *, clues: int | None = None, seed: int = 0) -> tuple[Examples, Examples]:
+    """Train and test examples that share no solution grid. clues None: minimal puzzles."""
+    how = {} if clues is None else {"clues": clues}
+    seeds = np.random.SeedSequence(seed)
+    pool: dict[bytes, tuple] = {}  # puzzle -> its row; a dict, so in the order of generation
+    barren = 0
+    with tqdm(total=train + test, desc="generating", unit="puzzles", disable=None) as bar:
+        while True:
+            while len(pool) < train + test + barren:
+                before = len(pool)
+                draw = int(seeds.spawn(1)[0].generate_state(1)[0])
+                rows = domain.generate(min(GENERATE_AT_ONCE, train + test + barren - before), draw, **how)
+                for row in zip(*rows, strict=True):
+                    pool.setdefault(row[0].tobytes(), row)
+                bar.update(min(len(pool), train + test) - min(before, train + test))
+                if len(pool) == before:
+                    raise DatasetError(f"no more than {before} different puzzles were found; ask for fewer")
+            inputs, labels, ratings = (np.array(column) for column in zip(*pool.values(), strict=True))
+            in_train, in_test = _separate(grid_keys(labels), test)
+            if len(in_train) >= train and len(in_test) >= test:
+                break
+            barren += max(train + test - len(in_train) - len(in_test), 1)  # puzzles whose grid the other side has
+            if barren > 10 * (train + test):
+                raise DatasetError(f"{train} training and {test} test puzzles cannot be kept apart: there are only "
+                                   f"{len(np.unique(grid_keys(labels)))} solution grids among {len(pool)} puzzles")
+
+    def part(index):
+        return Examples(inputs[index], labels[index], ratings[index].astype(np.int32),
+                        np.zeros(len(index), np.uint16), ("generated",))
+
+    return part(in_train[:train]), part(in_test[:test])
+
+
+def _separate(keys: np.ndarray, test: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and test examples: whole grids, in order of appearance, go to test until it is full."""
+    _, first, grid, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    by_appearance = np.argsort(first)
+    before = np.zeros(len(counts), np.int64)  # examples of the grids that appeared earlier
+    before[by_appearance] = np.cumsum(counts[by_appearance]) - counts[by_appearance]
+    is_test = (before < test)[grid]
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+# CSV.
+
+
+class _Rows(NamedTuple):
+    questions: np.ndarray  # [N, S] uint8 characters
+    answers: np.ndarray  # [N, S]
+    ratings: np.ndarray  # [N] int32
+    sources: list[str]
+
+
+def read_csv(path, domain) -> tuple[Examples, str]:
+    """File -> (examples, SHA-256 of its bytes as they lie on disk).
+
+    Raises:
+      DatasetError: naming file, line and reason, for the first row that is no puzzle with its solution.
+    """
+    path = pathlib.Path(path)
+    digest = hashlib.sha256()
+    tokens = _token_of_character(domain)
+    inputs, labels, ratings, sources, names = [], [], [], [], {}
+    first_line = 2
+    try:
+        for piece in _pieces(path, digest):
+            rows = _parse(piece, first_line, path, domain, tokens)
+            inputs.append(tokens[rows.questions])
+            labels.append(tokens[rows.answers])
+            _check(inputs[-1], labels[-1], domain, path, first_line)
+            ratings.append(rows.ratings)
+            sources.append(np.array([names.setdefault(name, len(names)) for name in rows.sources], np.uint16))
+            first_line += len(rows.sources)
+            if len(names) >= 1 << 16:
+                raise DatasetError(f"{path}: more than {1 << 16} different sources")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read ({error})") from error
+    if not inputs:
+        raise DatasetError(f"{path} holds no puzzles")
+    return Examples(*(np.concatenate(parts) for parts in (inputs, labels, ratings, sources)),
+                    tuple(names)), digest.hexdigest()
+
+
+class _Hashing(io.RawIOBase):
+    """A file that hashes what is read from it."""
+
+    def __init__(self, file, digest):
+        self._file, self._digest = file, digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        count = self._file.readinto(buffer)
+        self._digest.update(memoryview(buffer)[:count])
+        return count
+
+
+def _pieces(path: pathlib.Path, digest):
+    """Bytes of whole lines, without the header, every one ended by a newline."""
+    with open(path, "rb") as raw, io.BufferedReader(_Hashing(raw, digest), 1 << 20) as hashed:
+        packed = hashed.peek(2)[:2] == b"\x1f\x8b"
+        with gzip.GzipFile(fileobj=hashed) if packed else hashed as stream:
+            header = stream.readline().decode("utf-8-sig", "replace").strip().split(",")
+            if [name.strip('"') for name in header] != HEADER:
+                raise DatasetError(f"{path}, line 1: the header is {','.join(header)!r:.80}, "
+                                   f"must be '{','.join(HEADER)}'")
+            while piece := stream.read(PIECE_BYTES):
+                yield (piece + stream.readline()).replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
+
+
+def _parse(piece: bytes, first_line: int, path, domain, tokens: np.ndarray) -> _Rows:
+    """The quick way for a piece without a fault; otherwise, and for quoted fields, row by row."""
+    S = domain.seq_len
+    data = np.frombuffer(piece, np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    commas = np.flatnonzero(data == ord(","))
+    if b'"' in piece or len(commas) != 3 * len(ends):
+        return _parse_slowly(piece, first_line, path, domain, tokens)
+    commas = commas.reshape(-1, 3)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    a, b, c = commas.T
+    width = ends - c - 1
+    if not (np.all(starts <= a) and np.all(b - a == S + 1) and np.all(c - b == S + 1)
+            and np.all((1 <= width) & (width <= 9))):
+        return _parse_slowly(piece, first_line, path, domain, tokens)
+    windows = np.lib.stride_tricks.sliding_window_view(data, S)
+    questions, answers = windows[a + 1], windows[b + 1]
+    ratings, digits_only = np.zeros(len(ends), np.int32), True
+    for place in range(int(width.max())):
+        at = np.flatnonzero(width > place)
+        digit = data[c[at] + 1 + place] - np.uint8(ord("0"))  # wraps: below "0" is large too
+        digits_only &= bool(np.all(digit <= 9))
+        ratings[at] = ratings[at] * 10 + digit
+    if not (digits_only and tokens[questions].all() and tokens[answers].all()):
+        return _parse_slowly(piece, first_line, path, domain, tokens)
+    text = piece.decode("latin-1")  # a character a byte
+    spans = zip(starts.tolist(), a.tolist(), strict=True)
+    return _Rows(questions, answers, ratings, [text[start:end] for start, end in spans])
+
+
+def _parse_slowly(piece: bytes, first_line: int, path, domain, tokens: np.ndarray) -> _Rows:
+    S = domain.seq_len
+    questions, answers, ratings, sources = [], [], [], []
+    for number, row in enumerate(csv.reader(io.StringIO(piece.decode("utf-8", "replace"))), first_line):
+        where = f"{path}, line {number}: "
+        if len(row) != len(HEADER):
+            raise DatasetError(f"{where}has {len(row)} columns, must have {len(HEADER)}: {','.join(HEADER)}")
+        source, question, answer, rating = row
+        for name, text, rows in (("question", question, questions), ("answer", answer, answers)):
+            if len(text) != S:
+                raise DatasetError(f"{where}{name} has {len(text)} characters, must have {S}")
+            bad = [c for c in text if ord(c) > 127 or not tokens[ord(c)]]
+            if bad:
+                raise DatasetError(f"{where}{name} holds {bad[0]!r}, which is no cell of this puzzle")
+            rows.append(np.frombuffer(text.encode(), np.uint8))
+        if not (rating.isascii() and rating.isdigit() and len(rating) <= 9):
+            raise DatasetError(f"{where}rating is {rating!r:.40}, must be an integer of at least 0")
+        ratings.append(int(rating))
+        sources.append(source)
+    return _Rows(np.array(questions), np.array(answers), np.array(ratings, np.int32), sources)
+
+
+def _check(inputs: np.ndarray, labels: np.ndarray, domain, path, first_line: int) -> None:
+    for start in range(0, len(inputs), 8192):
+        verdict = domain.verify(inputs[start:start + 8192], labels[start:start + 8192])
+        if not np.all(verdict.solved):
+            row = int(np.argmin(verdict.solved))
+            why = ("the answer has cells that are not filled" if not verdict.complete[row] else
+                   "the answer does not keep the clues of the question" if not verdict.clues[row] else
+                   "the answer breaks the rules of the puzzle")
+            raise DatasetError(f"{path}, line {first_line + start + row}: {why}")
+
+
+def _token_of_character(domain) -> np.ndarray:
+    """[256] uint8: the domain's token of each ASCII character, 0 (pad) where it is no cell."""
+    tokens = np.zeros(256, np.uint8)
+    for code in range(33, 127):
+        try:
+            tokens[code] = domain.encode("." * (domain.seq_len - 1) + chr(code))[-1]
+        except puzzles.PuzzleError:
+            continue
+    return tokens
