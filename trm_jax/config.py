@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import typing
 from typing import Any, Literal
@@ -49,6 +50,7 @@ class Arch:
     puzzle_emb_ndim: int = 512  # width of a row of the puzzle table; 0: no prefix at all
     puzzle_emb_len: int = 16  # prefix positions; 0: ceil(puzzle_emb_ndim / hidden_size)
     tie_head: bool = True  # logits from the token embedding (RSM); False: a head of its own (HRM, TRM)
+    halting_head: bool = False  # q_halt, q_continue from the first position (HRM, TRM)
     forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # activations; parameters and losses stay float32
     prob_detach_prev_H: float = 0.99  # probability that the last but one outer update is detached too
 
@@ -235,36 +237,27 @@ def _impossible(e: Experiment) -> list[str]:
     """What types cannot tell: ranges, and fields that contradict each other."""
     faults = []
 
+    def get(name: str):
+        return functools.reduce(getattr, name.split("."), e)
+
     def need(ok: bool, name: str, rule: str):
         if not ok:
-            value = e
-            for part in name.split("."):
-                value = getattr(value, part)
-            faults.append(f"{name} = {value!r}: {rule}")
+            faults.append(f"{name} = {get(name)!r}: {rule}")
 
     for name in ("arch.H_cycles", "arch.L_cycles", "arch.L_layers", "arch.hidden_size", "arch.num_heads",
                  "global_batch_size", "epochs", "eval.batch_size", "eval.settled_cycles",
                  "checkpoint.interval_steps", "checkpoint.keep_last", "log.interval_steps"):
-        value = e
-        for part in name.split("."):
-            value = getattr(value, part)
         least = 2 if name == "arch.H_cycles" else 1
-        need(value >= least, name, f"must be at least {least}"
+        need(get(name) >= least, name, f"must be at least {least}"
              + (" in training (the transition and the active cycle)" if least == 2 else ""))
     for name in ("arch.puzzle_emb_ndim", "arch.puzzle_emb_len", "arch.mlp_hidden_size", "arch.mixer_hidden_size",
                  "total_steps", "lr_warmup_steps", "eval.interval_steps", "eval.max_examples", "grad_clip_norm",
                  "transition_lr_warmup_steps", "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay",
                  "optimizer_reset_scale", "puzzle_emb_lr", "lr"):
-        value = e
-        for part in name.split("."):
-            value = getattr(value, part)
-        need(value >= 0, name, "must not be negative")
+        need(get(name) >= 0, name, "must not be negative")
     for name in ("arch.prob_detach_prev_H", "deepen.carry_share", "deepen.carry_keep_prob", "deepen.tail_prob",
                  "lr_min_ratio"):
-        value = e
-        for part in name.split("."):
-            value = getattr(value, part)
-        need(0 <= value <= 1, name, "is a share, from 0 to 1 (not percent)")
+        need(0 <= get(name) <= 1, name, "is a share, from 0 to 1 (not percent)")
     for name in ("beta1", "beta2", "ema_rate"):
         need(0 <= getattr(e, name) < 1, name, "must be at least 0 and under 1")
     need(e.arch.expansion > 0, "arch.expansion", "must be positive")

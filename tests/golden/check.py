@@ -1,0 +1,176 @@
+"""Compares our numbers with those that the published code computed.
+
+The published numbers are float32, and an untrained recursion can be chaotic: after 16 outer cycles the file
+rsm_mlp is itself 1e-3 away from the same formulas in float64. So each number is also computed with weights
+moved by one unit in the last place, and a difference counts as a fault if it is above both TOLERANCE and
+NOISE_FACTOR times what that alone does. Up to five outer cycles the logits agree within TOLERANCE outright.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trm_jax import losses, optimizers, recursion
+from trm_jax.config import Arch, Experiment, Loss
+from trm_jax.models import pretrained
+from trm_jax.models.network import Model, Shape
+from trm_jax.supervision import Batch, Slots, Terminal
+
+TOLERANCE = 2e-5  # relative to the largest value of the tensor
+NOISE_FACTOR = 3
+NOISE_RUNS = 4
+FOLDER = pathlib.Path(__file__).parent
+
+
+class GoldenError(ValueError):
+    """A file that holds no golden numbers that we know."""
+
+
+class Difference(NamedTuple):
+    """Of one number of a file."""
+
+    name: str
+    kind: str  # "logits", "loss", "gradients", ...
+    relative: float  # largest absolute difference over the largest absolute published value
+    noise: float  # the same between our own runs with weights moved by one unit in the last place
+
+    @property
+    def ok(self) -> bool:
+        return self.relative <= max(TOLERANCE, NOISE_FACTOR * self.noise)
+
+
+def difference(ours, theirs) -> float:
+    """Largest absolute difference over the largest absolute value of `theirs`."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.shape != theirs.shape:
+        raise GoldenError(f"shapes differ: ours {ours.shape}, published {theirs.shape}")
+    scale = np.abs(theirs).max(initial=0)
+    worst = np.abs(ours - theirs).max(initial=0)
+    return float(worst / scale) if scale else float(worst)
+
+
+def compare(path) -> list[Difference]:
+    """Every number of a file against ours."""
+    try:
+        with np.load(path) as archive:
+            data = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise GoldenError(f"{path}: not a readable .npz file: {error}") from None
+    if "adam_atan2/hparams" in data:
+        numbers, weights = optimizer_numbers, None
+    elif "config" not in data:
+        raise GoldenError(f"{path}: holds neither a model's numbers (no `config`) nor an optimiser's")
+    else:
+        reference = json.loads(bytes(data["config"]).decode())["reference"]
+        if reference not in MODEL_NUMBERS:
+            raise GoldenError(f"{path}: {reference} is not here yet, only {', '.join(MODEL_NUMBERS)}")
+        numbers = MODEL_NUMBERS[reference](data)
+        weights = {k: v for k, v in data.items() if k.startswith("params/")}
+    if weights is None:
+        ours, moved = numbers(data), []
+    else:
+        ours = numbers(weights)
+        moved = [numbers(one_ulp(weights, seed)) for seed in range(NOISE_RUNS)]
+    return [Difference(name, kind_of(name), difference(value, data[name]),
+                       max((difference(m[name], value) for m in moved), default=0.0))
+            for name, value in ours.items()]
+
+
+def one_ulp(weights, seed: int):
+    """Every float32 weight moved to a neighbouring float32, up or down by a coin."""
+    rng = np.random.default_rng(seed)
+    return {k: np.nextafter(v, np.where(rng.random(v.shape) < 0.5, -np.inf, np.inf).astype(np.float32))
+            for k, v in weights.items()}
+
+
+def kind_of(name: str) -> str:
+    for kind in ("logits", "grads", "metrics", "loss", "adam_atan2", "sign_sgd"):
+        if kind in name:
+            return "gradients" if kind == "grads" else kind
+    raise ValueError(name)
+
+
+def load_rsm(weights, published, loss_type="stablemax_cross_entropy", **changes):
+    fields = ("H_cycles", "L_cycles", "L_layers", "hidden_size", "num_heads", "expansion", "mlp_t", "pos_encodings",
+              "puzzle_emb_ndim", "puzzle_emb_len", "forward_dtype")
+    arch = Arch(**{f: published[f] for f in fields}, loss=Loss(loss_type), **changes)
+    model = Model(arch, Shape(published["seq_len"], published["vocab_size"], published["num_puzzle_identifiers"]))
+    weights = {k.removeprefix("params/"): v for k, v in weights.items()}
+    return model, jax.tree.map(jnp.asarray, pretrained.from_published(weights, arch))
+
+
+def rsm_numbers(data):
+    """A function of the file's weights to every number of the file, compiled once."""
+    published = json.loads(bytes(data["config"]).decode())
+    batch = Batch(*(jnp.asarray(data[f"batch/{f}"]) for f in Batch._fields))
+    L, b = published["L_cycles"], batch.inputs.shape[0]
+    weights = {k: v for k, v in data.items() if k.startswith("params/")}
+    model, _ = load_rsm(weights, published)
+
+    @jax.jit
+    def answer(params, fixed, table, H):
+        x = model.embed(params, batch.inputs, jnp.take(table, batch.puzzle_identifiers, axis=0))
+        latents = recursion.unroll(model.core(params), model.initial_latents(fixed, b), x, H, L)
+        return model.logits(params, latents.y)
+
+    steps = {}
+    for loss_type in losses.TOKEN_LOSSES:
+        for span, detach in (("one_step", 1.0), ("two_step", 0.0)):
+            trained, _ = load_rsm(weights, published, loss_type, prob_detach_prev_H=detach)
+            contract = Terminal(trained, Experiment(arch=trained.arch))
+            steps[f"train/{loss_type}/{span}"] = jax.jit(
+                jax.value_and_grad(contract.loss, argnums=(0, 1), has_aux=True), static_argnums=4)
+
+    def numbers(weights):
+        out = {}
+        _, (params, fixed, table) = load_rsm(weights, published)
+        for H in sorted({int(k.split("/")[1][1:]) for k in data if k.startswith("eval/H")}):
+            logits = answer(params, fixed, table, np.int32(H))
+            out[f"eval/H{H}/logits"] = logits
+            out[f"eval/H{H}/loss"] = jnp.sum(losses.per_example("stablemax_cross_entropy", logits, batch.labels))
+            scores = losses.scores(jnp.argmax(logits, -1), batch.labels)
+            out[f"eval/H{H}/metrics/accuracy"] = jnp.sum(scores.cell)
+            out[f"eval/H{H}/metrics/exact_accuracy"] = jnp.sum(scores.exact)
+        rows = jnp.take(table, batch.puzzle_identifiers, axis=0)
+        start = Slots(batch, model.initial_latents(fixed, b))
+        for prefix, step in steps.items():
+            H = np.int32(published["train_H"])
+            (loss, _), (grads, row_grads) = step(params, rows, start, H, L, jax.random.key(0))
+            out[f"{prefix}/loss"] = loss
+            for name, grad in pretrained.to_published(grads, model.arch).items():
+                out[f"{prefix}/grads/{name}"] = grad
+            out[f"{prefix}/grads/puzzle_emb_rows"] = row_grads
+        return jax.device_get(out)
+
+    return numbers
+
+
+MODEL_NUMBERS = {"navidivan/rsm": rsm_numbers}
+
+
+def optimizer_numbers(data):
+    out = {}
+    lr, wd, b1, b2 = (float(h) for h in data["adam_atan2/hparams"])
+    adam = optimizers.scale_by_adam_atan2(b1, b2)
+    param = jnp.asarray(data["adam_atan2/param/0"], jnp.float32)
+    state = adam.init(param)
+    for t in range(1, sum(k.startswith("adam_atan2/grad/") for k in data) + 1):
+        update, state = adam.update(jnp.asarray(data[f"adam_atan2/grad/{t}"], jnp.float32), state, param)
+        param = param * (1 - lr * wd) - lr * update
+        out[f"adam_atan2/param/{t}"] = param
+
+    lr, wd = (float(h) for h in data["sign_sgd/hparams"])
+    table = jnp.asarray(data["sign_sgd/weights/0"])
+    for t in range(1, sum(k.startswith("sign_sgd/ids/") for k in data) + 1):
+        ids, grad = jnp.asarray(data[f"sign_sgd/ids/{t}"]), jnp.asarray(data[f"sign_sgd/grad/{t}"])
+        distinct, slots = optimizers.touched_rows(ids, table.shape[0])
+        sums = jax.ops.segment_sum(grad, slots, distinct.shape[0])
+        table = optimizers.sign_sgd(table, distinct, sums, jnp.float32(lr), wd)
+        out[f"sign_sgd/weights/{t}"] = table
+    return out

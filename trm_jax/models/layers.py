@@ -1,0 +1,114 @@
+"""The blocks of the network, as Flax Linen modules. States are [T, B, D]: tokens first.
+
+Tokens first makes both halves of an MLP-T block one plain matrix product each, [2m, T] x [T, B*D] and
+[T*B, D] x [D, 2m], without a transpose; and the innermost axis is always D, so that an odd T (97 for
+Sudoku with its prefix) never is the axis that vector and matrix units are particular about.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+TRUNCATED_STD = 0.87962566103423978  # std of a standard normal that is cut at 2 sigma
+
+
+def truncated_normal(std: float):
+    """Initialiser: normal cut at 2 sigma, rescaled so that `std` is the std after the cut."""
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * jnp.asarray(std / TRUNCATED_STD, dtype)
+    return init
+
+
+def swiglu_hidden(width: int, expansion: float) -> int:
+    """Hidden size that published configs imply: round(expansion * width * 2/3), rounded up to 256s."""
+    return -(-round(expansion * width * 2 / 3) // 256) * 256
+
+
+def rms_norm(h, axis: int, eps: float):
+    """h * rsqrt(mean(h^2, axis) + eps) in float32, no gain; returned in h's dtype."""
+    h32 = h.astype(jnp.float32)
+    return (h32 * jax.lax.rsqrt(jnp.mean(h32 * h32, axis=axis, keepdims=True) + jnp.float32(eps))).astype(h.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate) * up) along one axis of a state [T, B, D]: 0 mixes tokens, 2 mixes features."""
+
+    hidden_size: int
+    axis: int
+
+    @nn.compact
+    def __call__(self, h):
+        width, m = h.shape[self.axis], self.hidden_size
+        gate_up = self.param("gate_up", truncated_normal(width ** -0.5), (width, 2 * m)).astype(h.dtype)
+        down = self.param("down", truncated_normal(m ** -0.5), (m, width)).astype(h.dtype)
+        if self.axis == 0:
+            both = jnp.tensordot(gate_up, h, ((0,), (0,)))  # [2m, B, D]
+            return jnp.tensordot(down, nn.silu(both[:m]) * both[m:], ((0,), (0,)))
+        both = h @ gate_up  # [T, B, 2m]
+        return (nn.silu(both[..., :m]) * both[..., m:]) @ down
+
+
+def rope_tables(T: int, head: int, theta: float):
+    """cos, sin [T, head] of rotary positions ("rotate half" layout), float32."""
+    inverse = 1.0 / theta ** (jnp.arange(0, head, 2, dtype=jnp.float32) / head)
+    angles = jnp.outer(jnp.arange(T, dtype=jnp.float32), inverse)
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(h, cos, sin):
+    """Rotary positions on h [B, T, N, head], computed in float32."""
+    h32 = h.astype(jnp.float32)
+    a, b = jnp.split(h32, 2, axis=-1)
+    turned = jnp.concatenate([-b, a], axis=-1)
+    return (h32 * cos[None, :, None, :] + turned * sin[None, :, None, :]).astype(h.dtype)
+
+
+class Attention(nn.Module):
+    """Non-causal self-attention over tokens, fused qkv, optional RoPE, no biases."""
+
+    num_heads: int
+    rope_theta: float | None  # None: no rotary positions
+
+    @nn.compact
+    def __call__(self, h):
+        T, B, D = h.shape
+        N, head = self.num_heads, D // self.num_heads
+        qkv_kernel = self.param("qkv", truncated_normal(D ** -0.5), (D, 3 * D)).astype(h.dtype)
+        out_kernel = self.param("out", truncated_normal(D ** -0.5), (D, D)).astype(h.dtype)
+        qkv = (h @ qkv_kernel).reshape(T, B, 3, N, head).transpose(2, 1, 0, 3, 4)  # [3, B, T, N, head]
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        if self.rope_theta is not None:
+            cos, sin = rope_tables(T, head, self.rope_theta)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        out = jax.nn.dot_product_attention(q, k, v)  # [B, T, N, head]
+        return out.transpose(1, 0, 2, 3).reshape(T, B, D) @ out_kernel
+
+
+class Block(nn.Module):
+    """Post-norm block: h = norm(h + mix(h)); h = norm(h + swiglu(h)).
+
+    `mixer` is "mlp" (a SwiGLU over the token axis) or "attention". RSM norms over the feature axis twice;
+    TRM's MLP-T block takes its first norm over the token axis, which is what the axes here are for.
+    """
+
+    mixer: str
+    mixer_hidden_size: int
+    mlp_hidden_size: int
+    num_heads: int
+    rope_theta: float | None
+    mixer_norm_axis: str
+    mlp_norm_axis: str
+    eps: float
+
+    @nn.compact
+    def __call__(self, h):
+        axes = {"token": 0, "feature": 2}
+        if self.mixer == "mlp":
+            mixed = SwiGLU(self.mixer_hidden_size, axis=0, name="mixer")(h)
+        else:
+            mixed = Attention(self.num_heads, self.rope_theta, name="mixer")(h)
+        h = rms_norm(h + mixed, axes[self.mixer_norm_axis], self.eps)
+        return rms_norm(h + SwiGLU(self.mlp_hidden_size, axis=2, name="mlp")(h), axes[self.mlp_norm_axis], self.eps)

@@ -1,0 +1,171 @@
+"""The network of the whole family: embeddings, one core, heads; and `Model`, its plain functional face.
+
+Outside of `models/` there is no Flax: a `Model` hands out parameters as a plain pytree and the core as a
+function (state, injection) -> state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from trm_jax import config
+from trm_jax.models.layers import Block, swiglu_hidden, truncated_normal
+from trm_jax.recursion import Core, Latents
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the data decides: S grid tokens, V vocabulary, rows of the puzzle table."""
+
+    seq_len: int
+    vocab_size: int
+    num_puzzle_identifiers: int = 1
+
+
+class Network(nn.Module):
+    """Parameters and the four things that are computed with them."""
+
+    arch: config.Arch
+    shape: Shape
+
+    def setup(self):
+        a, D, T = self.arch, self.arch.hidden_size, self.shape.seq_len + prefix_len(self.arch)
+        std = D ** -0.5
+        self.embed_tokens = self.param("embed_tokens", truncated_normal(std), (self.shape.vocab_size, D))
+        if a.pos_encodings == "learned":
+            self.embed_pos = self.param("embed_pos", truncated_normal(std), (T, D))
+        self.layers = [
+            Block(
+                mixer="mlp" if a.mlp_t else "attention",
+                mixer_hidden_size=a.mixer_hidden_size or swiglu_hidden(T, a.expansion),
+                mlp_hidden_size=a.mlp_hidden_size or swiglu_hidden(D, a.expansion),
+                num_heads=a.num_heads,
+                rope_theta=a.rope_theta if a.pos_encodings == "rope" else None,
+                mixer_norm_axis=a.mixer_norm_axis,
+                mlp_norm_axis=a.mlp_norm_axis,
+                eps=a.rms_norm_eps,
+            ) for _ in range(a.L_layers)
+        ]
+        if not a.tie_head:
+            self.lm_head = self.param("lm_head", truncated_normal(std), (D, self.shape.vocab_size))
+        if a.halting_head:
+            self.q_head = self.param("q_head", nn.initializers.zeros, (D, 2))
+            self.q_head_bias = self.param("q_head_bias", nn.initializers.constant(-5.0), (2,))
+
+    def embed(self, tokens, rows):
+        """tokens int [B, S], rows [B, puzzle_emb_ndim] of the puzzle table -> x [T, B, D]."""
+        a, D, P, dtype = self.arch, self.arch.hidden_size, prefix_len(self.arch), self.arch.forward_dtype
+        x = jnp.take(self.embed_tokens, tokens.T, axis=0).astype(dtype)  # [S, B, D]
+        if P:
+            prefix = jnp.pad(rows, ((0, 0), (0, P * D - a.puzzle_emb_ndim)))
+            prefix = prefix.reshape(-1, P, D).transpose(1, 0, 2).astype(dtype)
+            x = jnp.concatenate([prefix, x], axis=0)
+        if a.pos_encodings == "learned":
+            x = jnp.asarray(0.707106781, dtype) * (x + self.embed_pos.astype(dtype)[:, None])
+        return jnp.asarray(math.sqrt(D), dtype) * x
+
+    def core(self, state, injection):
+        """blocks(state + injection), [T, B, D] -> [T, B, D]."""
+        h = state + injection
+        for layer in self.layers:
+            h = layer(h)
+        return h
+
+    def logits(self, y):
+        """y [T, B, D] -> float32 [B, S, V]; prefix positions dropped."""
+        kernel = self.embed_tokens.T if self.arch.tie_head else self.lm_head
+        return jnp.einsum("sbd,dv->bsv", y[prefix_len(self.arch):], kernel.astype(y.dtype),
+                          preferred_element_type=jnp.float32)
+
+    def halting(self, y):
+        """y [T, B, D] -> float32 [B, 2]: (q_halt, q_continue), read from the first position."""
+        return y[0].astype(jnp.float32) @ self.q_head + self.q_head_bias[None]
+
+    def everything(self, tokens, rows):
+        x = self.embed(tokens, rows)
+        y = self.core(x, x)
+        return self.logits(y), self.halting(y) if self.arch.halting_head else None
+
+
+def prefix_len(arch: config.Arch) -> int:
+    """P, prefix positions in front of the grid."""
+    return arch.puzzle_emb_len or -(-arch.puzzle_emb_ndim // arch.hidden_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network as plain functions of plain parameters.
+
+    params: trained by gradient descent. fixed: {"H_init", "L_init"} [D], the latents' starting points, drawn
+    once. The puzzle table [num_puzzle_identifiers, puzzle_emb_ndim] is kept apart from both: it has an
+    optimiser of its own, and a batch needs only a few of its rows.
+    """
+
+    arch: config.Arch
+    shape: Shape
+
+    @functools.cached_property
+    def network(self) -> Network:
+        return Network(self.arch, self.shape)
+
+    @property
+    def T(self) -> int:
+        return self.shape.seq_len + prefix_len(self.arch)
+
+    def init(self, key: Array) -> tuple[dict, dict, Array]:
+        """(params, fixed, table), all float32."""
+        k_params, k_y, k_z = jax.random.split(key, 3)
+        tokens = jnp.zeros((1, self.shape.seq_len), jnp.int32)
+        table = jnp.zeros((self.shape.num_puzzle_identifiers, self.arch.puzzle_emb_ndim), jnp.float32)
+        params = self.network.init(k_params, tokens, table[:1], method="everything")["params"]
+        draw = truncated_normal(1.0)
+        fixed = {"H_init": draw(k_y, (self.arch.hidden_size,)), "L_init": draw(k_z, (self.arch.hidden_size,))}
+        return params, fixed, table
+
+    def core(self, params) -> Core:
+        return lambda state, injection: self.network.apply({"params": params}, state, injection, method="core")
+
+    def embed(self, params, tokens: Array, rows: Array) -> Array:
+        return self.network.apply({"params": params}, tokens, rows, method="embed")
+
+    def logits(self, params, y: Array) -> Array:
+        return self.network.apply({"params": params}, y, method="logits")
+
+    def halting(self, params, y: Array) -> Array:
+        return self.network.apply({"params": params}, y, method="halting")
+
+    def answer(self, params, y: Array) -> Array:
+        """Decoded tokens, uint8 [B, S]."""
+        return jnp.argmax(self.logits(params, y), axis=-1).astype(jnp.uint8)
+
+    def initial_latents(self, fixed, batch_size: int) -> Latents:
+        """y0, z0 broadcast to [T, B, D] in the forward dtype."""
+        def spread(v):
+            return jnp.broadcast_to(v.astype(self.arch.forward_dtype), (self.T, batch_size, self.arch.hidden_size))
+        return Latents(y=spread(fixed["H_init"]), z=spread(fixed["L_init"]))
+
+    def parameter_count(self) -> int:
+        """Trained parameters, as the papers count them: the puzzle table and H_init, L_init are left out."""
+        params, _, _ = jax.eval_shape(self.init, jax.random.key(0))
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+    def core_flops(self) -> int:
+        """Floating-point operations of one core call on one example: matrix products only, 2 per multiply-add."""
+        a, D, T = self.arch, self.arch.hidden_size, self.T
+        mlp = 6 * T * D * (a.mlp_hidden_size or swiglu_hidden(D, a.expansion))
+        if a.mlp_t:
+            mixer = 6 * T * D * (a.mixer_hidden_size or swiglu_hidden(T, a.expansion))
+        else:
+            mixer = 8 * T * D * D + 4 * T * T * D
+        return a.L_layers * (mixer + mlp)
+
+    def head_flops(self) -> int:
+        return 2 * self.shape.seq_len * self.arch.hidden_size * self.shape.vocab_size
