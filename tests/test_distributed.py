@@ -1,0 +1,192 @@
+"""Batches over devices, processes from the environment, and what results say about the machine."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from trm_jax import distributed
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_STEP_NUM_TASKS",
+             "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+
+
+def environment(devices: int, **extra) -> dict:
+    return {**{k: v for k, v in os.environ.items() if k not in VARIABLES}, "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT), **extra}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The arguments with which jax.distributed was started, without starting it."""
+    calls = []
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    return calls
+
+
+def test_initialize_does_nothing_for_one_process(started, monkeypatch):
+    assert not distributed.initialize()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    assert not distributed.initialize()
+    for name, value in zip(VARIABLES, ("localhost:1234", "1", "0"), strict=False):
+        monkeypatch.setenv(name, value)
+    assert not distributed.initialize()
+    assert started == []
+
+
+@pytest.mark.parametrize("name, value", [("SLURM_STEP_NUM_TASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2"),
+                                         ("TPU_WORKER_HOSTNAMES", "a,b")])
+def test_initialize_leaves_clusters_to_jax(started, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert distributed.initialize()
+    assert started == [()]
+
+
+def test_initialize_by_our_variables(started, monkeypatch):
+    for name, value in zip(VARIABLES, ("localhost:1234", "4", "3"), strict=False):
+        monkeypatch.setenv(name, value)
+    assert distributed.initialize()
+    assert started == [("localhost:1234", 4, 3)]
+    monkeypatch.setenv("JAX_PROCESS_ID", "4")
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID='4' must be a number from 0 to under JAX_NUM_PROCESSES='4'"):
+        distributed.initialize()
+    monkeypatch.delenv("JAX_PROCESS_ID")
+    with pytest.raises(ValueError, match="set but not JAX_PROCESS_ID: set all three, or none"):
+        distributed.initialize()
+
+
+def test_put_batch_splits_over_the_devices():
+    mesh = distributed.data_mesh()
+    n = jax.device_count()
+    batch = {"inputs": np.arange(n * 2 * 3, dtype=np.int32).reshape(n * 2, 3), "index": np.arange(n * 2)[:, None]}
+    placed = distributed.put_batch(mesh, batch)
+    assert placed.keys() == batch.keys()
+    for shard in placed["inputs"].addressable_shards:
+        assert shard.data.shape == (2, 3)
+    assert placed["inputs"].sharding == distributed.batch_sharding(mesh)
+    np.testing.assert_array_equal(distributed.gather_to_host(placed["inputs"]), batch["inputs"])
+    stacked = distributed.put_batch(mesh, {"x": np.zeros((5, n))}, axis=1)["x"]
+    assert stacked.sharding.spec == PartitionSpec(None, "data")
+
+
+def test_mesh_is_for_the_compiler_to_split():
+    mesh = distributed.data_mesh()
+    assert mesh.axis_names == ("data",) and mesh.size == jax.device_count()
+    assert distributed.data_mesh(jax.devices()[:1]).size == 1
+    x = jax.device_put(np.ones((mesh.size, 2), np.float32), distributed.batch_sharding(mesh))
+    w = jax.device_put(np.ones((2, 2), np.float32), distributed.replicated(mesh))
+    out = jax.jit(lambda x, w: (x @ w).mean(), out_shardings=distributed.replicated(mesh))(x, w)
+    assert out.is_fully_replicated and distributed.gather_to_host(out) == 2
+
+
+class Mesh4:
+    size = 4
+
+
+@pytest.mark.parametrize("size, near", [(6, "4 and 8"), (3, "4"), (0, "4"), (-1, "4")])
+def test_check_batch_names_the_field_and_what_would_do(size, near):
+    with pytest.raises(ValueError) as caught:
+        distributed.check_batch(size, Mesh4, 2)
+    assert f"global_batch_size={size} must be a multiple of the number of devices, 4" in str(caught.value)
+    assert str(caught.value).endswith(f"the nearest that work: {near}")
+
+
+def test_check_batch_gives_the_share_of_a_process():
+    assert distributed.check_batch(8, Mesh4, 2) == 4
+    assert distributed.check_batch(8, Mesh4) == 8
+    with pytest.raises(ValueError, match="4 devices cannot be shared out among 3 processes"):
+        distributed.check_batch(8, Mesh4, 3)
+
+
+def test_one_process_is_primary_and_waits_for_nobody():
+    assert distributed.is_primary()
+    distributed.barrier("test")
+
+
+def test_what_results_say():
+    assert distributed.device_description() == f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    assert set(distributed.versions()) == {"python", "jax", "jaxlib", "flax", "orbax", "numpy", "trm_jax"}
+    assert distributed.versions()["jax"] == jax.__version__
+    size, where = distributed.peak_memory()
+    assert 10 << 20 < size < 1 << 40
+    assert where in ("device", "process")
+
+
+def test_compilation_cache_holds_small_programs(tmp_path):
+    """In a process of its own, as the cache's place is global; something was compiled before it was set."""
+    code = """
+        import sys, jax
+        from trm_jax.distributed import enable_compilation_cache
+        jax.jit(lambda x: x + 1)(1)
+        enable_compilation_cache(sys.argv[1])
+        jax.jit(lambda x: x * 3)(1)
+    """
+    done = subprocess.run([sys.executable, "-W", "error", "-c", textwrap.dedent(code), str(tmp_path / "cache")],
+                          env=environment(1), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "cache").iterdir())
+
+
+PROCESS = """
+    import sys, jax, numpy as np
+    from pathlib import Path
+    from trm_jax import distributed as d
+    from trm_jax.checkpoints import Checkpointer, claim, read_config
+    from trm_jax.metrics import MetricWriter
+    assert d.initialize() and d.initialize()
+    me, work = jax.process_index(), Path(sys.argv[1])
+    assert (jax.process_count(), jax.device_count(), d.is_primary()) == (2, 4, me == 0)
+    mesh = d.data_mesh()
+    share = d.check_batch(8, mesh)
+    assert share == 4
+    batch = d.put_batch(mesh, {"x": np.arange(share, dtype=np.float32) + 4 * me})
+    assert batch["x"].shape == (8,)
+    np.testing.assert_array_equal(d.gather_to_host(batch["x"]), np.arange(8))
+    total = jax.jit(lambda x: x.sum(), out_shardings=d.replicated(mesh))(batch["x"])
+    assert d.gather_to_host(total) == 28
+    claim(work, {"seed": 1})
+    with MetricWriter(work) as writer:
+        writer.write(1, {"process": me})
+    state = {"split": batch["x"], "same": total}
+    with Checkpointer(work, keep_last=1) as saver:
+        saver.save(1, state, {"n": 5}, {"a": 1.0})
+        saver.save(2, state, {"n": 6})
+    with Checkpointer(work, read_only=True) as reader:
+        restored, position, step = reader.restore(state)
+    assert (position, step) == ({"n": 6}, 2)
+    np.testing.assert_array_equal(d.gather_to_host(restored["split"]), np.arange(8))
+    assert restored["split"].sharding == batch["x"].sharding
+    d.barrier("end")
+    print("passed", me)
+"""
+
+
+def test_two_processes_feed_save_and_restore_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROCESS), str(tmp_path)], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+        env=environment(2, JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2",
+                        JAX_PROCESS_ID=str(i))) for i in range(2)]
+    try:
+        for i, process in enumerate(processes):
+            out, err = process.communicate(timeout=60)
+            assert out.endswith(f"passed {i}\n"), err
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "process": 0}\n'
