@@ -19,7 +19,7 @@ _DIGITS = "123456789ABCDEFG"
 _LINES = "|+\u2502\u2500\u253c"  # drawn between boxes, by hand or by render
 _FEWEST_CLUES = {(2, 2): 4, (2, 3): 8, (3, 2): 8, (3, 3): 17}  # proved minima; elsewhere n - 1 is a bound
 _CHECK_GUESSES = 5_000  # 9x9 stays far below; only 16x16 with few clues gets here
-_CHUNK = 32  # puzzles per call of a kernel
+_CHUNK = 32  # puzzles per call of a kernel, at most
 _BOLD, _CYAN, _CHANGED, _RESET = "\x1b[1m", "\x1b[36m", "\x1b[30;43m", "\x1b[0m"
 
 
@@ -62,13 +62,13 @@ class Sudoku:
     def from_seq_len(cls, seq_len: int, box_rows: int | None = None) -> "Sudoku":
         """The game of seq_len cells, by default with the squarest boxes, wider than high: 36 -> 2x3."""
         n = math.isqrt(max(seq_len, 0))
-        shapes = [(r, n // r) for r in range(2, n // 2 + 1) if n % r == 0]
-        if n * n != seq_len or not shapes:
-            raise PuzzleError(f"no Sudoku has {seq_len} cells; 16, 36, 64, 81, 100, 144, 225 and 256 do")
+        heights = [r for r in range(2, n // 2 + 1) if n % r == 0]
+        if n * n != seq_len or not heights:
+            raise PuzzleError(f"no Sudoku has {seq_len} cells; 16, 36, 64, 81, 100, 144, 196, 225 and 256 do")
         if box_rows is None:
-            box_rows = max(r for r, c in shapes if r <= c)
-        if n % box_rows:
-            raise PuzzleError(f"{box_rows=} does not divide the side {n}")
+            box_rows = max(r for r in heights if r * r <= n)
+        if box_rows not in heights:
+            raise PuzzleError(f"{box_rows=} will not do for {seq_len} cells: {', '.join(map(str, heights))} will")
         return cls(box_rows, n // box_rows)
 
     @property
@@ -93,17 +93,17 @@ class Sudoku:
         """
         symbols = ".0" + _DIGITS[:self.side]
         tokens = []
-        for row, line in enumerate(text.upper().splitlines(), 1):
+        for row, line in enumerate(text.splitlines(), 1):
             if set(line) <= set(_LINES + "-= \t"):
                 continue
             for col, char in enumerate(line, 1):
                 if char.isspace() or char in _LINES:
                     continue
-                if char not in symbols:
+                if char.upper() not in symbols:
                     where = f"line {row}, column {col}" if "\n" in text.strip() else f"position {col}"
                     raise PuzzleError(f"unknown character {char!r} at {where}: a cell is one of "
                                       f"{_DIGITS[:self.side]}, or '.' or '0' for a blank")
-                tokens.append(max(symbols.index(char), 1))
+                tokens.append(max(symbols.index(char.upper()), 1))
         if len(tokens) != self.seq_len:
             raise PuzzleError(f"got {len(tokens)} cells, expected {self.seq_len} ({self.side}x{self.side})")
         return np.array(tokens, np.uint8)
@@ -166,7 +166,7 @@ class Sudoku:
 
     def solve(self, inputs: np.ndarray, limit: int = 2, max_guesses: int = 10_000_000) -> Solutions:
         """Solves inputs [B, S] by search, counting solutions up to `limit` (2 tells unique from not)."""
-        inputs = np.ascontiguousarray(self._puzzles(inputs, ndim=2), np.uint8)
+        inputs = np.array(self._puzzles(inputs, ndim=2), np.uint8, order="C")  # a copy: read-only would recompile
         B = len(inputs)
         counts, answers, guesses = np.zeros(B, np.int32), np.zeros(inputs.shape, np.uint8), np.zeros(B, np.int32)
 
@@ -188,6 +188,8 @@ class Sudoku:
         rating is the number of cells that solve() branches on, after naked and hidden singles, to find the solution
         and prove it the only one; 0 means singles suffice. It is not the rating of Sudoku-Extreme, which is tdoku's.
         """
+        if n < 0 or seed < 0:
+            raise PuzzleError(f"{n=} and {seed=} must not be negative")
         if blanks is not None and clues is not None:
             raise PuzzleError(f"{blanks=} and {clues=} say the same thing twice; give one")
         if blanks is not None:
@@ -200,7 +202,7 @@ class Sudoku:
         patience = 400_000 // self.seq_len  # candidates in a row that bring nothing new
         seen, kept, first, barren = set(), [], 0, 0
         while len(seen) < n:
-            count = min(max(n - len(seen), 8 * _CHUNK), 16_384)
+            count = min(max(n - len(seen), first), 16_384)  # the rarer the good ones, the larger the next block
             inputs, labels = np.empty((2, count, self.seq_len), np.uint8)
             rating, good = np.empty(count, np.int32), np.empty(count, bool)
 
@@ -292,11 +294,8 @@ class Sudoku:
 
 def _in_threads(work: Callable[[slice], None], count: int) -> None:
     """work on slices of range(count), on every core that this process may use; the kernels release the GIL."""
-    parts = [slice(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(parts) < 2:
-        list(map(work, parts))
-        return
-    work(parts[0])  # compiles, if need be, once
+    chunk = min(-(-count // cores), _CHUNK) or 1
+    parts = [slice(i, min(i + chunk, count)) for i in range(0, count, chunk)]
     with concurrent.futures.ThreadPoolExecutor(cores) as pool:
-        list(pool.map(work, parts[1:]))
+        list(pool.map(work, parts))

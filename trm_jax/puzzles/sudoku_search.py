@@ -7,6 +7,8 @@ puzzle does not depend on how many others are made or on which thread makes it.
 
 The kernels release the GIL and are called from plain Python threads: numba's own parallel loops would cost several
 seconds of compilation and must not be entered from two threads at once, which an input pipeline would do.
+To compile in seconds on a bare machine, rows are copied by loops (a slice assignment alone takes two seconds) and
+constants go from kernel to kernel as np.int64 (a literal argument is compiled anew for each value).
 All kernels live in this one file because numba's cache notices changes of a kernel's own file only.
 
 Shapes: S cells, P peers of a cell, n the side; cells hold tokens (0 pad, 1 blank, digit d -> d + 1) at the doors.
@@ -83,7 +85,7 @@ def _load(cand, queue, tokens, skip, peers, units, full):
 
     False on a contradiction.
     """
-    tail = 0
+    tail = np.int64(0)
     for cell in range(tokens.shape[0]):
         if cell == skip:
             cand[cell] = full ^ (1 << (tokens[cell] - 2))
@@ -155,10 +157,11 @@ def _search(stack, branch, queue, limit, budget, shuffle, stream, peers, units, 
                 bit = rest & -rest
             branch[depth, 1] = left ^ bit
             cell = branch[depth, 0]
-            stack[depth + 1, :] = stack[depth]
+            for c in range(size):
+                stack[depth + 1, c] = stack[depth, c]
             stack[depth + 1, cell] = bit
             queue[0] = cell
-            if _propagate(stack[depth + 1], queue, 1, peers, units, full):
+            if _propagate(stack[depth + 1], queue, np.int64(1), peers, units, full):
                 depth += 1
                 break
 
@@ -169,11 +172,12 @@ def solve_range(puzzles, limit, budget, peers, units, counts, answers, nodes):
     size, full = puzzles.shape[1], (1 << units.shape[1]) - 1
     stack, branch = np.empty((size + 1, size), np.int32), np.empty((size + 1, 2), np.int32)
     queue, stream = np.empty(size, np.int32), np.zeros(1, np.uint64)
+    no, nowhere = np.int64(0), np.int64(-1)
     for b in range(puzzles.shape[0]):
         counts[b], nodes[b] = 0, 0
-        if _load(stack[0], queue, puzzles[b], -1, peers, units, full):
+        if _load(stack[0], queue, puzzles[b], nowhere, peers, units, full):
             counts[b], nodes[b] = _search(
-                stack, branch, queue, limit, budget, False, stream, peers, units, full, answers[b])
+                stack, branch, queue, limit, budget, no, stream, peers, units, full, answers[b])
 
 
 @_jit
@@ -189,39 +193,42 @@ def generate_range(first, base, clues, budget, peers, units, inputs, labels, nod
     stack, branch = np.empty((size + 1, size), np.int32), np.empty((size + 1, 2), np.int32)
     queue, order = np.empty(size, np.int32), np.arange(size)
     stream, scratch = np.empty(1, np.uint64), np.empty(size, np.uint8)
+    no, yes, nowhere, one, two, few = (
+        np.int64(0), np.int64(1), np.int64(-1), np.int64(1), np.int64(2), np.int64(_GRID_GUESSES))
     for b in range(inputs.shape[0]):
         stream[0] = np.uint64(first + b)
-        _below(stream, 1)
+        _below(stream, one)
         stream[0] = (stream[0] ^ (stream[0] >> _S30)) * _MIX1 ^ base
         good[b] = False
         found, starts = 0, 0
         while found != 1 and starts < _GRID_STARTS:
             starts += 1
-            stack[0, :] = full
+            for c in range(size):
+                stack[0, c] = full
             found, nodes[b] = _search(
-                stack, branch, queue, 1, _GRID_GUESSES, True, stream, peers, units, full, labels[b])
+                stack, branch, queue, one, few, yes, stream, peers, units, full, labels[b])
         if found != 1:
             continue
 
         for j in range(size):
             order[j] = j
+            inputs[b, j] = labels[b, j]
         for j in range(size - 1, 0, -1):
             k = _below(stream, j + 1)
             order[j], order[k] = order[k], order[j]
-        inputs[b, :] = labels[b]
         remaining, proved = size, True
         for j in range(size):
             if remaining == clues:
                 break
             cell, other = order[j], 0  # other: solutions in which this cell holds another digit
             if _load(stack[0], queue, inputs[b], cell, peers, units, full):
-                other, _ = _search(stack, branch, queue, 1, budget, False, stream, peers, units, full, scratch)
+                other, _ = _search(stack, branch, queue, one, budget, no, stream, peers, units, full, scratch)
             if other == 0:
                 inputs[b, cell] = 1
                 remaining -= 1
             elif other < 0:
                 proved = False
         if remaining == clues or (clues == 0 and proved):
-            _load(stack[0], queue, inputs[b], -1, peers, units, full)
-            found, nodes[b] = _search(stack, branch, queue, 2, budget, False, stream, peers, units, full, scratch)
+            _load(stack[0], queue, inputs[b], nowhere, peers, units, full)
+            found, nodes[b] = _search(stack, branch, queue, two, budget, no, stream, peers, units, full, scratch)
             good[b] = found == 1
