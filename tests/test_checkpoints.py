@@ -186,15 +186,23 @@ def test_unknown_step(tmp_path):
 
 
 HARMED = [(pattern, harm) for harm in ("remove", "truncate", "flip")
-          for pattern in ("state/d/*", "state/manifest.ocdbt", "state/_METADATA", "position/metadata", "metrics/metrics")
+          for pattern in ("state/d/*", "state/manifest.ocdbt", "state/_METADATA", "position/metadata",
+                          "metrics/metrics")
           if (pattern, harm) != ("metrics/metrics", "remove")]  # that is a checkpoint that was not evaluated
 
 
-@pytest.mark.parametrize("pattern, harm", HARMED)
-def test_damage_names_the_folder_and_the_way_out(tmp_path, pattern, harm):
-    with writer(tmp_path) as saver:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
+    with writer(folder) as saver:
         for step in (5, 6):
             saver.save(step, make_state(), {"n": step}, {"exact_accuracy": 0.5})
+    return folder
+
+
+@pytest.mark.parametrize("pattern, harm", HARMED)
+def test_damage_names_the_folder_and_the_way_out(tmp_path, sound, pattern, harm):
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     for path in list((tmp_path / "checkpoints" / "6").glob(pattern)):
         damage(path, harm)
     with pytest.raises(CheckpointError) as caught, writer(tmp_path) as reader:

@@ -137,20 +137,21 @@ class _Bar(tqdm):
 
 def format_progress(step: int, total_steps: int, values: Values, *, examples_per_second: float | None = None,
                     flops_per_second: float | None = None, eta_seconds: float | None = None) -> str:
-    """'step 1200/5000  loss 0.1234  exact 45.2%  lr 1.0e-03  H 4  L 3  1,234 ex/s  12.3 TFLOP/s  ETA 1:02:03'.
+    """'step 1200/5000  ETA 1:02:03  loss 0.1234  exact 45.2%  lr 1.0e-03  H 4  L 3  1,234 ex/s  12.3 TFLOP/s'.
 
-    What is not in `values`, or None, is left out.
+    What is not in `values`, or None, is left out. A narrow terminal cuts the end off, so that comes last which is
+    missed least.
     """
     shown = {"loss": "loss {:.4f}", "exact_accuracy": "exact {:.1%}", "lr": "lr {:.1e}", "H": "H {:.0f}",
              "L": "L {:.0f}"}
     parts = [f"step {step}/{total_steps}"]
+    if eta_seconds is not None:
+        parts.append(f"ETA {clock(eta_seconds)}")
     parts += [text.format(values[name]) for name, text in shown.items() if name in values]
     if examples_per_second is not None:
         parts.append(f"{examples_per_second:,.{0 if examples_per_second >= 10 else 1}f} ex/s")
     if flops_per_second is not None:
         parts.append(human_flops(flops_per_second))
-    if eta_seconds is not None:
-        parts.append(f"ETA {clock(eta_seconds)}")
     return "  ".join(parts)
 
 
