@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import shlex
 import sys
 import time
 
+import numpy as np
+
+import trm_jax
 from trm_jax import puzzles
 from trm_jax.data import sources, store
 from trm_jax.data.store import DatasetError
@@ -130,8 +132,7 @@ def make_sudoku(args) -> None:
         "hub": HUB_REPO if args.hub else None,
         "counts": {name: {"examples": s.num_examples, "groups": s.num_groups} for name, s in splits.items()},
         "test_grids_in_train": shared,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("trm_jax", "numpy")},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "trm_jax": trm_jax.__version__},
     }
     store.write(args.out, splits, [store.BLANK], provenance, overwrite=args.overwrite)
     print(summary(args.out, splits))

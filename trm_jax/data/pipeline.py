@@ -12,7 +12,9 @@ B global batch, b rows of it for this process, S tokens, E examples, P puzzles, 
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +29,16 @@ Batch = dict[str, np.ndarray]
 # Augmentation draws from one stream for each so many rows of the global batch. A process augments only the blocks
 # that touch its rows, and still gets the rows that any other number of processes would get.
 BLOCK_ROWS = 64
+
+_open: weakref.WeakSet[grain.DatasetIterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Grain's own clean-up of an iterator that is alive at the end comes too late and fails with a traceback."""
+    for batches in list(_open):
+        batches.close()
+
 
 _ORDER, _EXAMPLES, _AUGMENT = range(3)  # independent random streams
 
@@ -60,8 +72,11 @@ def train_batches(split: Split, domain=None, *, global_batch_size: int, seed: in
             f"the training set has {split.num_groups} groups, which fill at most {most} rows in an epoch, but a batch "
             f"has {global_batch_size}: every epoch would be dropped. Set global_batch_size to {most} or less, or make "
             f"a larger training set")
-    dataset = _TrainBatches(split, domain if augment else None, global_batch_size, seed, process_index, process_count)
-    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch))
+    batches = _Prefetched(
+        _TrainIterator(split, domain if augment else None, global_batch_size, seed, process_index, process_count),
+        prefetch)
+    _open.add(batches)
+    return batches
 
 
 def test_batches(split: Split, batch_size: int, *, process_index: int = 0, process_count: int = 1,
@@ -120,13 +135,12 @@ def plan_epoch(split: Split, global_batch_size: int, seed: int, epoch: int) -> E
     return EpochPlan(puzzles, np.array(bounds))
 
 
-class _TrainBatches(grain.IterDataset):
-    def __init__(self, *args):
-        super().__init__()
-        self._args = args
+class _Prefetched(grain.experimental.ThreadPrefetchDatasetIterator):
+    """Grain's: state after the batch handed out. Closes once only, so never while the interpreter is taken apart."""
 
-    def __iter__(self):
-        return _TrainIterator(*self._args)
+    def close(self) -> None:
+        if not self._closed:
+            super().close()
 
 
 class _TrainIterator(grain.DatasetIterator):
@@ -157,7 +171,8 @@ class _TrainIterator(grain.DatasetIterator):
                 "examples": self._split.num_examples, "groups": self._split.num_groups}
 
     def __next__(self) -> Batch:
-        self._assert_open()
+        if self._closed:
+            raise ValueError("this input pipeline is closed")
         if self._plan is None:
             self._plan = plan_epoch(self._split, self._size, self._seed, self._epoch)
         while self._batch >= self._plan.num_batches:
@@ -171,10 +186,6 @@ class _TrainIterator(grain.DatasetIterator):
             inputs, labels = self._augmented(examples)
         self._batch += 1
         return _to_batch(self._split, inputs, labels, puzzles[low:high])
-
-    def _assert_open(self) -> None:
-        if self._closed:
-            raise ValueError("this input pipeline is closed")
 
     def _rows(self, plan: EpochPlan, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Examples [B] and their puzzles [B] of one global batch."""

@@ -80,7 +80,7 @@ def to_split(examples: Examples, domain, *, num_aug: int = 0, seed: int = 0) -> 
 
 
 def grid_keys(labels: np.ndarray) -> np.ndarray:
-    """Solution grids [N, S] uint8 -> [N] uint64, equal for equal grids and (but for 1 in 2**64) only for them."""
+    """Grids [N, S] uint8 -> [N] uint64, equal for equal grids and (but for 1 pair in 2**64) only for them."""
     weights = np.random.default_rng(20250626).integers(1, 1 << 64, labels.shape[1], np.uint64)
     keys = np.empty(len(labels), np.uint64)
     for start in range(0, len(labels), 1 << 16):
@@ -100,27 +100,29 @@ def generate(domain, train: int, test: int, *, clues: int | None = None, seed: i
     """Train and test examples that share no solution grid. clues None: minimal puzzles."""
     how = {} if clues is None else {"clues": clues}
     seeds = np.random.SeedSequence(seed)
-    pool: dict[bytes, tuple] = {}  # puzzle -> its row; a dict, so in the order of generation
-    barren = 0
+    seen: set[int] = set()  # keys of the puzzles in `parts`
+    parts: list[tuple[np.ndarray, ...]] = []  # inputs, labels, ratings
+    spare = 0  # puzzles beyond train + test, to replace those whose grid the other side has
     with tqdm(total=train + test, desc="generating", unit="puzzles", disable=None) as bar:
+        fruitless = 0  # draws in a row without a new puzzle; each asks for twice as many as the one before
         while True:
-            while len(pool) < train + test + barren:
-                before = len(pool)
+            while (missing := train + test + spare - len(seen)) > 0:
                 draw = int(seeds.spawn(1)[0].generate_state(1)[0])
-                rows = domain.generate(min(GENERATE_AT_ONCE, train + test + barren - before), draw, **how)
-                for row in zip(*rows, strict=True):
-                    pool.setdefault(row[0].tobytes(), row)
-                bar.update(min(len(pool), train + test) - min(before, train + test))
-                if len(pool) == before:
-                    raise DatasetError(f"no more than {before} different puzzles were found; ask for fewer")
-            inputs, labels, ratings = (np.array(column) for column in zip(*pool.values(), strict=True))
+                drawn = domain.generate(min(GENERATE_AT_ONCE, missing << fruitless), draw, **how)
+                fresh = [i for i, key in enumerate(grid_keys(drawn[0]).tolist()) if not (key in seen or seen.add(key))]
+                fruitless = 0 if fresh else fruitless + 1
+                if fruitless > 10:
+                    raise DatasetError(f"no more than {len(seen)} different puzzles were found; ask for fewer")
+                parts.append(tuple(column[fresh] for column in drawn))
+                bar.update(min(len(fresh), bar.total - bar.n))
+            inputs, labels, ratings = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             in_train, in_test = _separate(grid_keys(labels), test)
-            if len(in_train) >= train and len(in_test) >= test:
+            if len(in_train) >= train:  # in_test is full: there are enough puzzles
                 break
-            barren += max(train + test - len(in_train) - len(in_test), 1)  # puzzles whose grid the other side has
-            if barren > 10 * (train + test):
+            spare += train - len(in_train)
+            if spare > 4 * (train + test):
                 raise DatasetError(f"{train} training and {test} test puzzles cannot be kept apart: there are only "
-                                   f"{len(np.unique(grid_keys(labels)))} solution grids among {len(pool)} puzzles")
+                                   f"{len(np.unique(grid_keys(labels)))} solution grids among {len(seen)} puzzles")
 
     def part(index):
         return Examples(inputs[index], labels[index], ratings[index].astype(np.int32),
@@ -203,8 +205,15 @@ def _pieces(path: pathlib.Path, digest):
             if [name.strip('"') for name in header] != HEADER:
                 raise DatasetError(f"{path}, line 1: the header is {','.join(header)!r:.80}, "
                                    f"must be '{','.join(HEADER)}'")
-            while piece := stream.read(PIECE_BYTES):
-                yield (piece + stream.readline()).replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
+            piece = stream.read(PIECE_BYTES)
+            while piece:
+                piece = (piece + stream.readline()).replace(b"\r\n", b"\n")
+                following = stream.read(PIECE_BYTES)
+                if following.strip():
+                    yield piece
+                elif piece.strip():  # empty lines at the end of the file are none
+                    yield piece.rstrip(b"\n") + b"\n"
+                piece = following
 
 
 def _parse(piece: bytes, first_line: int, path, domain, tokens: np.ndarray) -> _Rows:
@@ -213,7 +222,7 @@ def _parse(piece: bytes, first_line: int, path, domain, tokens: np.ndarray) -> _
     data = np.frombuffer(piece, np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     commas = np.flatnonzero(data == ord(","))
-    if b'"' in piece or len(commas) != 3 * len(ends):
+    if b'"' in piece or not piece.isascii() or len(commas) != 3 * len(ends):
         return _parse_slowly(piece, first_line, path, domain, tokens)
     commas = commas.reshape(-1, 3)
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -232,7 +241,7 @@ def _parse(piece: bytes, first_line: int, path, domain, tokens: np.ndarray) -> _
         ratings[at] = ratings[at] * 10 + digit
     if not (digits_only and tokens[questions].all() and tokens[answers].all()):
         return _parse_slowly(piece, first_line, path, domain, tokens)
-    text = piece.decode("latin-1")  # a character a byte
+    text = piece.decode("ascii")
     spans = zip(starts.tolist(), a.tolist(), strict=True)
     return _Rows(questions, answers, ratings, [text[start:end] for start, end in spans])
 

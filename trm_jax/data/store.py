@@ -155,10 +155,10 @@ def check(split: Split, folder) -> None:
             need(np.issubdtype(array.dtype, np.integer), name, f"holds {array.dtype}, must hold integers")
     examples, seq_len = split.inputs.shape
     puzzles = len(split.puzzle_identifiers)
+    need(examples > 0, "inputs", "holds no examples")
     need(seq_len == meta.seq_len, "inputs", f"has rows of {seq_len}, but seq_len in dataset.json is {meta.seq_len}")
     need(split.labels.shape == split.inputs.shape, "labels",
          f"has shape {list(split.labels.shape)}, inputs have {list(split.inputs.shape)}")
-    need(examples > 0, "inputs", "holds no examples")
     for name, end, what in (("puzzle_indices", examples, "examples"), ("group_indices", puzzles, "puzzles")):
         indices = getattr(split, name)
         need(len(indices) > 1 and indices[0] == 0, name, "must start at 0 and have more than one entry")
@@ -235,9 +235,11 @@ def _read_metadata(file: pathlib.Path) -> Metadata:
 
 
 def write(path, splits: dict[str, Split], identifiers: list[str], provenance: dict[str, Any], *,
-          overwrite: bool = False) -> None:
+          more_json: dict[str, Any] | None = None, overwrite: bool = False) -> None:
     """Writes the folder beside its place and renames it there: it is there whole or not at all.
 
+    Args:
+      more_json: file name -> content of further files of the published layout (ARC: "test_puzzles.json").
     Raises:
       DatasetError: the place is taken (and, even with `overwrite`, if what is there is not a dataset folder).
     """
@@ -256,8 +258,9 @@ def write(path, splits: dict[str, Split], identifiers: list[str], provenance: di
         new.chmod(0o777 & ~umask)
         for name, split in splits.items():
             _write_split(new / name, split)
-        _write_json(new / "identifiers.json", identifiers)
-        _write_json(new / "provenance.json", provenance)
+        for file, value in ((more_json or {})
+                            | {"identifiers.json": identifiers, "provenance.json": provenance}).items():
+            _write_json(new / file, value)
         refuse_taken(path, overwrite)  # again: writing takes a while
         _replace(new, path)
     finally:

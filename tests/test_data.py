@@ -1,0 +1,431 @@
+"""Dataset folders and where they come from."""
+
+import dataclasses
+import gzip
+import json
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from trm_jax import puzzles
+from trm_jax.data import __main__ as cli
+from trm_jax.data import sources, store
+from trm_jax.data.store import DatasetError
+
+SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """40 puzzles of 4x4 as text (question, answer)."""
+    inputs, labels, _ = SUDOKU4.generate(40, seed=1)
+    return [(SUDOKU4.decode(q), SUDOKU4.decode(a)) for q, a in zip(inputs, labels, strict=True)]
+
+
+def csv_text(pool, ratings=None):
+    lines = ["source,question,answer,rating"]
+    for i, (question, answer) in enumerate(pool):
+        lines.append(f"{'ab'[i % 2]}_src,{question},{answer},{i if ratings is None else ratings[i]}")
+    return "\n".join(lines) + "\n"
+
+
+def split_of(pool, **how):
+    tokens = [np.stack([SUDOKU4.encode(text) for text in column]) for column in zip(*pool, strict=True)]
+    return store.make_split(*tokens, vocab_size=6, **how)
+
+
+def run(*argv):
+    return cli.main(["sudoku", "--box", "2x2", *map(str, argv)])
+
+
+def error_of(capsys, *argv, command="sudoku"):
+    """The one line on stderr of a command that must fail with exit code 2."""
+    capsys.readouterr()
+    try:
+        code = run(*argv) if command == "sudoku" else cli.main(list(map(str, argv)))
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("reading ")]
+    assert code == 2 and out == "" and len(lines) == 1, (code, out, err)
+    return lines[0]
+
+
+@pytest.fixture
+def files(tmp_path, pool):
+    (tmp_path / "train.csv").write_text(csv_text(pool[:30]))
+    (tmp_path / "test.csv").write_text(csv_text(pool[30:]))
+    return tmp_path
+
+
+def import_args(files, out="out", train="train.csv"):
+    return ["--csv", files / train, "--test_csv", files / "test.csv", "--out", files / out]
+
+
+# Folders.
+
+
+def test_round_trip(tmp_path, pool):
+    split = split_of(pool, sources=np.arange(40, dtype=np.uint16) % 2, source_names=("x", "y"),
+                     ratings=np.arange(40, dtype=np.int32), subsample=np.arange(0, 80, 2))
+    provenance = {"puzzle": {"name": "sudoku"}}
+    store.write(tmp_path / "deep" / "d", {"train": split, "test": split}, ["<blank>"], provenance,
+                more_json={"test_puzzles.json": {"a": [1]}})
+    loaded = store.load(tmp_path / "deep" / "d", "train")
+    for field in dataclasses.fields(store.Split):
+        if field.name != "metadata":
+            np.testing.assert_equal(getattr(loaded, field.name), getattr(split, field.name), strict=True)
+    assert loaded.metadata == split.metadata and loaded.num_examples == loaded.num_groups == 40
+    assert isinstance(loaded.inputs.base, np.memmap)
+    assert store.load_provenance(tmp_path / "deep" / "d") == provenance
+    assert store.load_identifiers(tmp_path / "deep" / "d") == ["<blank>"]
+    assert json.loads((tmp_path / "deep" / "d" / "test_puzzles.json").read_text()) == {"a": [1]}
+    assert os.listdir(tmp_path / "deep") == ["d"]
+    assert (tmp_path / "deep" / "d").stat().st_mode & 0o777 == (tmp_path / "deep").stat().st_mode & 0o777
+
+
+def test_folder_holds_what_published_loaders_read(tmp_path, pool):
+    store.write(tmp_path / "d", {"train": split_of(pool), "test": split_of(pool)}, ["<blank>"], {})
+    for name in ("train", "test"):
+        meta = json.loads((tmp_path / "d" / name / "dataset.json").read_text())
+        assert meta == {"pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0, "vocab_size": 6, "seq_len": 16,
+                        "num_puzzle_identifiers": 1, "total_groups": 40, "mean_puzzle_examples": 1.0,
+                        "total_puzzles": 40, "sets": ["all"]}
+        arrays = {k: np.load(tmp_path / "d" / name / f"all__{k}.npy") for k in store.ARRAYS}
+        assert {k: (v.dtype.name, v.shape) for k, v in arrays.items()} == {
+            "inputs": ("uint8", (40, 16)), "labels": ("uint8", (40, 16)), "puzzle_identifiers": ("int32", (40,)),
+            "puzzle_indices": ("int32", (41,)), "group_indices": ("int32", (41,))}
+    assert json.loads((tmp_path / "d" / "identifiers.json").read_text()) == ["<blank>"]
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_published_folder_loads(tmp_path, pool, old):
+    """As HRM's (old) and TRM's scripts write it: int64 tokens, no total_puzzles or a wrong one, none of our files."""
+    tokens = [np.stack([SUDOKU4.encode(t) for t in column]).astype(np.int64) for column in zip(*pool, strict=True)]
+    folder = tmp_path / "train"
+    folder.mkdir()
+    arrays = {"inputs": tokens[0], "labels": tokens[1], "group_indices": np.arange(0, 41, 2, dtype=np.int32),
+              "puzzle_indices": np.arange(41, dtype=np.int32), "puzzle_identifiers": np.zeros(40, np.int32)}
+    for name, array in arrays.items():
+        np.save(folder / f"all__{name}.npy", array)
+    meta = {"seq_len": 16, "vocab_size": 6, "pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0,
+            "num_puzzle_identifiers": 1, "total_groups": 20, "mean_puzzle_examples": 1, "sets": ["all"]}
+    (folder / "dataset.json").write_text(json.dumps(meta if old else meta | {"total_puzzles": 20}))
+    split = store.load(tmp_path, "train")
+    assert split.inputs.dtype == split.labels.dtype == np.uint8
+    np.testing.assert_array_equal(split.inputs, tokens[0])
+    assert split.num_groups == 20 and split.ratings is None and split.sources is None
+    assert split.metadata.total_puzzles == (40 if old else 20)
+    assert store.load_provenance(tmp_path) is None
+
+
+@pytest.fixture
+def folder(tmp_path, pool):
+    split = split_of(pool, sources=np.zeros(40, np.uint16), source_names=("x",))
+    store.write(tmp_path / "d", {"train": split, "test": split}, ["<blank>"], {})
+    return tmp_path / "d"
+
+
+def test_missing_folder_tells_the_command(tmp_path):
+    with pytest.raises(DatasetError, match="make it with: python -m trm_jax.data sudoku --hub$"):
+        store.load(tmp_path / "none", "train", make="python -m trm_jax.data sudoku --hub")
+
+
+@pytest.mark.parametrize("foreign", ["empty", "file", "other"])
+def test_foreign_folder(tmp_path, foreign):
+    place = tmp_path / foreign
+    if foreign == "file":
+        place.write_text("x")
+    else:
+        place.mkdir()
+    if foreign == "other":
+        (place / "train").mkdir()
+    with pytest.raises(DatasetError, match="not a dataset folder: has no train/dataset.json"):
+        store.load(place, "train")
+
+
+@pytest.mark.parametrize("size", [0, 5, 200])
+@pytest.mark.parametrize("name", ["inputs", "puzzle_indices"])
+def test_truncated_array(folder, name, size):
+    file = folder / "train" / f"all__{name}.npy"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(DatasetError, match=f"all__{name}.npy is damaged"):
+        store.load(folder, "train")
+
+
+def test_missing_array(folder):
+    (folder / "train" / "all__labels.npy").unlink()
+    with pytest.raises(DatasetError, match="all__labels.npy is missing"):
+        store.load(folder, "train")
+
+
+@pytest.mark.parametrize(("name", "change", "message"), [
+    ("inputs", lambda a: a[0], r"inputs.npy: has shape \[16\], must have 2 dim"),
+    ("inputs", lambda a: a.astype(float), "holds float64, must hold integers"),
+    ("inputs", lambda a: a[:0], "holds no examples"),
+    ("inputs", lambda a: a[:, :9], "rows of 9, but seq_len in dataset.json is 16"),
+    ("inputs", lambda a: a + 1, "inputs.npy: holds 6, must lie under the vocab_size 6"),
+    ("labels", lambda a: a.astype(np.int64) - 3, "labels.npy: holds -1, must lie under the vocab_size 6"),
+    ("labels", lambda a: a[1:], "labels.npy: has shape"),
+    ("puzzle_indices", lambda a: a[::-1], "must start at 0"),
+    ("puzzle_indices", lambda a: np.r_[a[:3], a[2], a[4:]], "must ascend strictly"),
+    ("puzzle_indices", lambda a: a[:-1], "ends at 39, but there are 40 examples"),
+    ("puzzle_indices", lambda a: a[[0, *range(2, 41)]], "has 40 entries, must have 41"),
+    ("puzzle_identifiers", lambda a: a[:-1], "group_indices.npy: ends at 40, but there are 39 puzzles"),
+    ("puzzle_identifiers", lambda a: a + 1, "must lie under the num_puzzle_identifiers 1"),
+    ("group_indices", lambda a: a[[0, *range(2, 41)]], "has 39 groups, but total_groups in dataset.json is 40"),
+    ("sources", lambda a: a + 1, "number of names in sources.json 1"),
+    ("sources", lambda a: a[1:], "one entry for each of 40 examples"),
+])
+def test_impossible_arrays(folder, name, change, message):
+    file = folder / "train" / f"all__{name}.npy"
+    np.save(file, change(np.load(file)))
+    with pytest.raises(DatasetError, match=message):
+        store.load(folder, "train")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "cannot be read as JSON"), ("{", "cannot be read as JSON"), ("[1]", "must hold an object, holds list"),
+    ("-pad_id", "has no pad_id"), ("vocab_size=x", "vocab_size = 'x', must be an integer"),
+    ("mean_puzzle_examples=0", "must be a positive number"), ("sets=all", "only .'all'. can be loaded"),
+    ("seq_len=null", "seq_len = None, must be an integer"),
+])
+def test_malformed_metadata(folder, text, message):
+    file = folder / "train" / "dataset.json"
+    meta = json.loads(file.read_text())
+    if text.startswith("-"):
+        del meta[text[1:]]
+        text = json.dumps(meta)
+    elif "=" in text:
+        name, value = text.split("=")
+        meta[name] = {"0": 0, "null": None, "all": ["a", "b"]}.get(value, value)
+        text = json.dumps(meta)
+    file.write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        store.load(folder, "train")
+
+
+def test_write_never_leaves_or_takes_what_it_should_not(tmp_path, pool, monkeypatch):
+    split, place = split_of(pool), tmp_path / "d"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(DatasetError, match="is not a dataset folder; it is left alone"):
+        store.write(tmp_path / "mine", {"train": split}, ["<blank>"], {}, overwrite=True)
+    place.mkdir()  # an empty folder is no obstacle
+    store.write(place, {"train": split}, ["<blank>"], {"n": 1})
+    with pytest.raises(DatasetError, match="there already; add --overwrite"):
+        store.write(place, {"train": split}, ["<blank>"], {"n": 2})
+    store.write(place, {"train": split}, ["<blank>"], {"n": 3}, overwrite=True)
+    with pytest.raises(DatasetError, match="2 identifiers"):
+        store.write(place, {"train": split}, ["<blank>", "a"], {}, overwrite=True)
+
+    def full(*_args, **_how):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(store, "_write_json", full)
+    with pytest.raises(OSError, match="no space left"):
+        store.write(place, {"train": split}, ["<blank>"], {"n": 4}, overwrite=True)
+    assert store.load_provenance(place) == {"n": 3}
+    assert sorted(os.listdir(tmp_path)) == ["d", "mine"]
+
+
+# Generated.
+
+
+def test_generate(tmp_path, capsys):
+    argv = ["--generate", "--train", "120", "--test", "25", "--clues", "8"]
+    assert run(*argv, "--out", tmp_path / "a", "--seed", "3") == 0
+    assert "25" in capsys.readouterr().out
+    train, test = (store.load(tmp_path / "a", name) for name in ("train", "test"))
+    assert (train.num_groups, test.num_groups) == (120, 25)
+    for split in (train, test):
+        assert SUDOKU4.verify(split.inputs, split.labels).solved.all()
+        assert ((split.inputs > 1).sum(axis=1) == 8).all()
+        assert split.source_names == ("generated",) and split.ratings.shape == (split.num_examples,)
+    assert not {x.tobytes() for x in train.labels} & {x.tobytes() for x in test.labels}  # of only 288 grids
+    assert len({x.tobytes() for x in train.inputs}) == 120
+    provenance = store.load_provenance(tmp_path / "a")
+    assert puzzles.get(**provenance["puzzle"]) == SUDOKU4
+    assert provenance["seed"] == 3 and provenance["options"]["clues"] == 8 and provenance["test_grids_in_train"] == 0
+
+    assert run("--generate", "--train", 120, "--test", 25, "--blanks", 8, "--out", tmp_path / "b", "--seed", 3) == 0
+    assert run(*argv, "--out", tmp_path / "c", "--seed", 4) == 0
+    np.testing.assert_array_equal(store.load(tmp_path / "b", "train").inputs, train.inputs)
+    assert not np.array_equal(store.load(tmp_path / "c", "train").inputs, train.inputs)
+
+
+def test_generate_minimal_puzzles_of_unequal_boxes(tmp_path):
+    assert cli.main(["sudoku", "--generate", "--box", "2x3", "--minimal", "--train", "10", "--test", "3",
+                     "--out", str(tmp_path / "a")]) == 0
+    split = store.load(tmp_path / "a", "test")
+    assert puzzles.get("sudoku", box_rows=2, box_cols=3).verify(split.inputs, split.labels).solved.all()
+
+
+# CSV.
+
+
+@pytest.mark.parametrize("form", ["plain", "gz", "crlf", "no newline at the end", "empty lines at the end", "quoted",
+                                  "byte order mark", "tiny pieces", "0 for blank"])
+def test_import(files, pool, monkeypatch, form):
+    text = csv_text(pool[:30], ratings=[7, 123456789, *range(28)])
+    data = {"crlf": text.replace("\n", "\r\n"), "no newline at the end": text.rstrip("\n"),
+            "empty lines at the end": text + "\n\n", "quoted": text.replace("a_src", '"a_src"'),
+            "byte order mark": "\ufeff" + text, "0 for blank": text.replace(".", "0")}.get(form, text).encode()
+    name = "train.csv"
+    if form == "gz":
+        data, name = gzip.compress(data), "train.csv.gz"
+    if form == "tiny pieces":
+        monkeypatch.setattr(sources, "PIECE_BYTES", 60)
+    (files / name).write_bytes(data)
+    assert run(*import_args(files, train=name)) == 0
+    split = store.load(files / "out", "train")
+    rows = zip(split.inputs, split.labels, strict=True)
+    assert [(SUDOKU4.decode(q), SUDOKU4.decode(a)) for q, a in rows] == pool[:30]
+    assert split.ratings.tolist() == [7, 123456789, *range(28)]
+    assert [split.source_names[i] for i in split.sources] == ["a_src", "b_src"] * 15
+    assert split.subsample is None and split.metadata.total_groups == 30
+    assert store.load(files / "out", "test").num_examples == 10
+    provenance = store.load_provenance(files / "out")
+    assert provenance["files"]["train"]["rows"] == 30 and len(provenance["files"]["train"]["sha256"]) == 64
+
+
+def test_hash_is_that_of_the_file(files):
+    import hashlib
+    examples, digest = sources.read_csv(files / "train.csv", SUDOKU4)
+    assert len(examples) == 30
+    assert digest == hashlib.sha256((files / "train.csv").read_bytes()).hexdigest()
+
+
+def test_subsample_is_seeded_and_its_rows_are_stored(files):
+    def rows(out, *argv):
+        assert run(*import_args(files, out), *argv) == 0
+        split = store.load(files / out, "train")
+        full = sources.read_csv(files / "train.csv", SUDOKU4)[0]
+        np.testing.assert_array_equal(split.inputs, full.inputs[split.subsample])
+        np.testing.assert_array_equal(split.ratings, full.ratings[split.subsample])
+        np.testing.assert_array_equal(split.sources, full.sources[split.subsample])
+        return split.subsample.tolist()
+
+    a = rows("a", "--subsample", 9, "--test_subsample", 4, "--seed", 5)
+    assert len(a) == 9 and a == sorted(set(a))
+    assert store.load(files / "a", "test").num_examples == 4
+    assert rows("b", "--subsample", 9, "--seed", 5) == a
+    assert rows("c", "--subsample", 9, "--seed", 6) != a
+    assert rows("d", "--min_rating", 3, "--subsample", 20)[0] >= 3
+    assert len(store.load(files / "d", "test").inputs) == 7  # the least rating holds for both
+
+
+def test_shuffles_are_groups(files, pool):
+    assert run(*import_args(files), "--num_aug", 4, "--subsample", 12) == 0
+    split = store.load(files / "out", "train")
+    assert (split.num_examples, split.num_groups, len(split.puzzle_identifiers)) == (60, 12, 60)
+    assert split.group_indices.tolist() == list(range(0, 61, 5)) and not split.puzzle_identifiers.any()
+    originals = sources.read_csv(files / "train.csv", SUDOKU4)[0].take(split.subsample)
+    np.testing.assert_array_equal(split.inputs[::5], originals.inputs)
+    np.testing.assert_array_equal(split.labels[::5], originals.labels)
+    assert SUDOKU4.verify(split.inputs, split.labels).solved.all()
+    assert len(np.unique(split.inputs, axis=0)) > 45
+    assert split.ratings.tolist() == np.repeat(originals.ratings, 5).tolist()
+    assert store.load(files / "out", "test").num_examples == 10
+
+
+def bad_row(pool, kind):
+    """Line 7 of the file, and what must be said of it."""
+    question, answer = pool[5]
+    first_blank = question.index(".")
+    clue = next(i for i, c in enumerate(question) if c != ".")
+    other = answer[::-1] if answer[::-1] != answer else answer.translate(str.maketrans("1234", "2143"))
+    assert other[clue] != answer[clue]
+    wrong = answer[:first_blank] + "1234".replace(answer[first_blank], "")[0] + answer[first_blank + 1:]
+    return {
+        "short question": (f"a,{question[1:]},{answer},1", "question has 15 characters, must have 16"),
+        "long answer": (f"a,{question},{answer}1,1", "answer has 17 characters, must have 16"),
+        "bad character": (f"a,x{question[1:]},{answer},1", "question holds 'x', which is no cell"),
+        "not ascii": (f"a,é{question[1:]},{answer},1", "question holds 'é', which is no cell"),
+        "rating": (f"a,{question},{answer},1.5", "rating is '1.5', must be an integer"),
+        "no rating": (f"a,{question},{answer},", "rating is '', must be an integer"),
+        "negative rating": (f"a,{question},{answer},-1", "rating is '-1', must be an integer"),
+        "huge rating": (f"a,{question},{answer},9999999999", "rating is '9999999999', must be"),
+        "missing column": (f"{question},{answer},1", "has 3 columns, must have 4"),
+        "more columns": (f"a,{question},{answer},1,2", "has 5 columns, must have 4"),
+        "empty line": ("", "has 0 columns, must have 4"),
+        "clue not kept": (f"a,{question},{other},1", "answer does not keep the clues"),
+        "unfinished": (f"a,{question},{question},1", "answer has cells that are not filled"),
+        "rules": (f"a,{question},{wrong},1", "answer breaks the rules"),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["short question", "long answer", "bad character", "not ascii", "rating", "no rating",
+                                  "negative rating", "huge rating", "missing column", "more columns", "empty line",
+                                  "clue not kept", "unfinished", "rules"])
+@pytest.mark.parametrize("piece", [8 << 20, 100])
+def test_bad_row(files, pool, capsys, monkeypatch, kind, piece):
+    monkeypatch.setattr(sources, "PIECE_BYTES", piece)
+    row, message = bad_row(pool, kind)
+    lines = csv_text(pool[:30]).splitlines()
+    lines[6] = row
+    (files / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    error = error_of(capsys, *import_args(files))
+    assert f"train.csv, line 7: {message}" in error or f"train.csv, line 7: the {message}" in error
+    assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (b"", "line 1: the header is ''"),
+    (b"question,answer\n", "line 1: the header is 'question,answer', must be 'source,question,answer,rating'"),
+    (b"source,question,answer,rating\n", "holds no puzzles"),
+    (gzip.compress(b"source,question,answer,rating\n" + b"a" * 9999)[:40], "cannot be read"),
+])
+def test_bad_file(files, capsys, data, message):
+    (files / "train.csv").write_bytes(data)
+    assert message in error_of(capsys, *import_args(files))
+
+
+def test_user_errors_are_one_line(files, capsys):
+    out = files / "new"
+    imported = import_args(files, "new")
+    for argv, message in [
+        (["--csv", files / "none.csv", "--test_csv", files / "test.csv", "--out", out], "none.csv cannot be read"),
+        (["--csv", files / "train.csv", "--out", out], "--csv needs --test_csv too"),
+        (["--generate", "--out", out, "--num_aug", 0], "--num_aug has no meaning with --generate"),
+        ([*imported, "--train", 5], "--train has no meaning with --csv"),
+        ([*imported, "--subsample", 31], "cannot keep 31 puzzles of 30"),
+        ([*imported, "--min_rating", 99], "no puzzle is rated 99 or more"),
+        ([*imported, "--subsample", "many"], "--subsample: 'many' must be an integer of at least 1"),
+        (["--generate", "--out", out, "--box", "2by2"], "is no box shape"),
+        (["--generate", "--out", out, "--clues", 2, "--train", 2], "2 clues are impossible"),
+        (["--generate", "--out", files, "--train", 2], "is not a dataset folder; it is left alone"),
+        (["--generate"], "required: --out"),
+    ]:
+        assert message in error_of(capsys, *argv)
+    assert "not a dataset folder" in error_of(capsys, "bench", "--path", files, command="bench")
+    assert not out.exists()
+
+
+def test_hub(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "pip install 'trm_jax[hub]'" in error_of(capsys, "--hub", "--out", files / "hub")
+
+    def hf_hub_download(repo, filename, repo_type):
+        assert (repo, repo_type) == ("sapientinc/sudoku-extreme", "dataset")
+        return str(files / filename)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
+    assert run("--hub", "--out", files / "hub", "--subsample", 5) == 0
+    assert store.load(files / "hub", "train").num_examples == 5
+    assert store.load_provenance(files / "hub")["hub"] == "sapientinc/sudoku-extreme"
+
+    def offline(*_args, **_how):
+        raise ConnectionError("no route\nsecond line")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=offline))
+    assert "could not be downloaded (ConnectionError: no route)" in error_of(capsys, "--hub", "--out", files / "hub2")
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0 and "sudoku --generate --out" in capsys.readouterr().out
