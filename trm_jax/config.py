@@ -81,13 +81,11 @@ class Eval:
     batch_size: int = 512
     max_examples: int = 0  # 0: the whole test set; otherwise a seeded sample of this many
     settled_cycles: int = 4  # settled: the answer has not changed for this many outer cycles
-    best_metric: str = "exact_accuracy"  # at the last of H_test; keeps the best checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     interval_steps: int = 1000  # also saved after the last step
-    interval_seconds: float = 600.0  # and when this long has passed since the last save
     keep_last: int = 2
     keep_best: int = 1
 
@@ -289,5 +287,4 @@ def _impossible(e: Experiment) -> list[str]:
     need(len(e.eval.H_test) > 0 and all(h >= 1 for h in e.eval.H_test), "eval.H_test", "needs entries of at least 1")
     need(list(e.eval.H_test) == sorted(set(e.eval.H_test)), "eval.H_test", "must ascend")
     need(all(l >= 1 for l in e.eval.L_test), "eval.L_test", "needs entries of at least 1")
-    need(e.checkpoint.interval_seconds > 0, "checkpoint.interval_seconds", "must be positive")
     return faults

@@ -115,7 +115,7 @@ def rsm_numbers(data):
 
     @jax.jit
     def answer(params, fixed, table, H):
-        x = model.embed(params, batch.inputs, jnp.take(table, batch.puzzle_identifiers, axis=0))
+        x = model.embed(params, batch.inputs, model.rows(table, batch.puzzle_identifiers))
         latents = recursion.unroll(model.core(params), model.initial_latents(fixed, b), x, H, L)
         return model.logits(params, latents.y)
 
@@ -137,7 +137,7 @@ def rsm_numbers(data):
             scores = losses.scores(jnp.argmax(logits, -1), batch.labels)
             out[f"eval/H{H}/metrics/accuracy"] = jnp.sum(scores.cell)
             out[f"eval/H{H}/metrics/exact_accuracy"] = jnp.sum(scores.exact)
-        rows = jnp.take(table, batch.puzzle_identifiers, axis=0)
+        rows = model.rows(table, batch.puzzle_identifiers)
         start = Slots(batch, model.initial_latents(fixed, b))
         for prefix, step in steps.items():
             H = np.int32(published["train_H"])

@@ -106,7 +106,7 @@ class Model:
 
     params: trained by gradient descent. fixed: {"H_init", "L_init"} [D], the latents' starting points, drawn
     once. The puzzle table [num_puzzle_identifiers, puzzle_emb_ndim] is kept apart from both: it has an
-    optimiser of its own, and a batch needs only a few of its rows.
+    optimiser of its own, and a batch needs only a few of its rows. Without a prefix it is None.
     """
 
     arch: config.Arch
@@ -120,18 +120,25 @@ class Model:
     def T(self) -> int:
         return self.shape.seq_len + prefix_len(self.arch)
 
-    def init(self, key: Array) -> tuple[dict, dict, Array]:
+    def init(self, key: Array) -> tuple[dict, dict, Array | None]:
         """(params, fixed, table), all float32."""
         k_params, k_y, k_z = jax.random.split(key, 3)
-        tokens = jnp.zeros((1, self.shape.seq_len), jnp.int32)
-        table = jnp.zeros((self.shape.num_puzzle_identifiers, self.arch.puzzle_emb_ndim), jnp.float32)
-        params = self.network.init(k_params, tokens, table[:1], method="everything")["params"]
+        width = self.arch.puzzle_emb_ndim
+        table = jnp.zeros((self.shape.num_puzzle_identifiers, width), jnp.float32) if width else None
+        tokens, identifiers = jnp.zeros((1, self.shape.seq_len), jnp.int32), jnp.zeros((1,), jnp.int32)
+        params = self.network.init(k_params, tokens, self.rows(table, identifiers), method="everything")["params"]
         draw = truncated_normal(1.0)
         fixed = {"H_init": draw(k_y, (self.arch.hidden_size,)), "L_init": draw(k_z, (self.arch.hidden_size,))}
         return params, fixed, table
 
     def core(self, params) -> Core:
         return lambda state, injection: self.network.apply({"params": params}, state, injection, method="core")
+
+    def rows(self, table: Array | None, identifiers: Array) -> Array:
+        """The puzzle table's rows of a batch, [B, puzzle_emb_ndim]; of no width without a prefix."""
+        if table is None:
+            return jnp.zeros((identifiers.shape[0], 0), jnp.float32)
+        return jnp.take(table, identifiers, axis=0)
 
     def embed(self, params, tokens: Array, rows: Array) -> Array:
         return self.network.apply({"params": params}, tokens, rows, method="embed")

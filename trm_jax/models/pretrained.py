@@ -53,7 +53,7 @@ def strip_prefixes(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {bare(name): value for name, value in weights.items()}
 
 
-def from_published(weights: Mapping[str, np.ndarray], arch: config.Arch) -> tuple[dict, dict, np.ndarray]:
+def from_published(weights: Mapping[str, np.ndarray], arch: config.Arch) -> tuple[dict, dict, np.ndarray | None]:
     """Weights under their published names -> (params, fixed, table), as `Model.init` returns them.
 
     Raises:
@@ -77,8 +77,7 @@ def from_published(weights: Mapping[str, np.ndarray], arch: config.Arch) -> tupl
             node = node.setdefault(part, {})
         node[path[-1]] = np.ascontiguousarray(weights[name].T if transposed else weights[name])
     fixed = {name: np.asarray(weights[name]) for name in ("H_init", "L_init")}
-    table = weights.get("puzzle_emb.weights", np.zeros((1, 0), np.float32))
-    return params, fixed, np.asarray(table)
+    return params, fixed, weights.get("puzzle_emb.weights")
 
 
 def to_published(params: Mapping, arch: config.Arch, core: str = "core") -> dict[str, np.ndarray]:

@@ -1,0 +1,74 @@
+"""What a config amounts to, without training it: parameters, FLOPs, memory, curriculum."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from trm_jax.config import Experiment
+from trm_jax.data import store
+from trm_jax.models.layers import swiglu_hidden
+from trm_jax.models.network import Shape, prefix_len
+from trm_jax.state import Data, System, total_steps
+
+# Of the published datasets, for when the folder is not there yet: shape and training groups.
+PUBLISHED = {"sudoku": (Shape(seq_len=81, vocab_size=11), 3_831_994)}
+
+
+def describe(experiment: Experiment) -> str:
+    """Text for a terminal. Without the dataset folder, the published dataset's shape and size are assumed."""
+    e = experiment
+    try:
+        data = Data.load(e)
+        shape, steps = data.shape, total_steps(e, data.train.metadata)
+        where = f"{e.data.path}: {data.train.num_groups:,} training groups, {data.test.num_examples:,} test examples"
+    except store.DatasetError as error:
+        shape, groups = PUBLISHED[e.data.puzzle]
+        steps = e.total_steps or int(e.epochs * groups / e.global_batch_size)
+        where = f"not there; the published set's {groups:,} groups are assumed ({error})"
+    system = System(e, shape, steps)
+    model, curriculum, B = system.model, system.curriculum, e.global_batch_size
+    stages = curriculum.stages()
+    flops = sum((b - a + 1) * B * system.train_flops_per_example(H, L) for a, b, H, L in stages)
+    state = jax.eval_shape(system.init_state)
+    state_bytes = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(state._replace(key=())))
+    deepest = max(L for _, _, _, L in stages)
+    lines = [
+        f"data           {where}",
+        f"shape          S {shape.seq_len} + P {prefix_len(e.arch)} = T {model.T}, D {e.arch.hidden_size}, "
+        f"V {shape.vocab_size}, {shape.num_puzzle_identifiers:,} puzzle identifiers",
+        f"parameters     {model.parameter_count():,} trained; puzzle table "
+        f"{shape.num_puzzle_identifiers * e.arch.puzzle_emb_ndim:,}",
+        f"one core call  {human(model.core_flops(), 'FLOP')} per example",
+        f"whole run      {steps:,} steps of {B} = {steps * B:,} examples, {human(flops, 'FLOP')}",
+        f"state          {human(state_bytes, 'B')} (parameters, moments, EMA, table, carry) on every device",
+        f"activations    about {human(activation_bytes(system, deepest) * B, 'B')} for a batch of {B} at L {deepest}, "
+        "shared by the devices",
+        f"evaluation     H_test {', '.join(map(str, e.eval.H_test))}; one example to H {e.eval.H_test[-1]}: "
+        f"{human(system.test_flops_per_example(e.eval.H_test[-1], stages[-1][3]), 'FLOP')}",
+        "",
+        "    from step    to step    H    L   FLOP per example and step",
+    ]
+    for a, b, H, L in stages:
+        lines.append(f"{a:>13,}{b:>11,}{H:>5}{L:>5}   {human(system.train_flops_per_example(H, L), 'FLOP')}")
+    return "\n".join(lines)
+
+
+def activation_bytes(system: System, L: int) -> int:
+    """Estimate, per example: what the L + 1 calls with gradient keep for the backward pass."""
+    a, model = system.experiment.arch, system.model
+    width = 2 if a.forward_dtype == "bfloat16" else 4
+    T, D = model.T, a.hidden_size
+    mlp = 3 * T * (a.mlp_hidden_size or swiglu_hidden(D, a.expansion))
+    mixer = 3 * D * (a.mixer_hidden_size or swiglu_hidden(T, a.expansion)) if a.mlp_t else 5 * T * D
+    return (L + 1) * a.L_layers * (mlp + mixer + 6 * T * D) * width
+
+
+def human(value: float, unit: str) -> str:
+    """1234567 -> '1.23 M'."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g} E{unit}"

@@ -1,0 +1,231 @@
+"""Evaluation: accuracy over test-time depth, what settled, what the verifier says; one unroll for all depths."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from trm_jax import checkpoints, distributed, losses, metrics, recursion
+from trm_jax.data import pipeline
+from trm_jax.state import Data, System, Weights, total_steps
+
+Array = jax.Array
+BEST = "exact_accuracy"  # at the last of H_test and L_test: what "the best checkpoint" means
+REPORT_SECONDS = 10.0  # between progress lines
+
+
+class Answers(NamedTuple):
+    """What a batch answers at each of K depths."""
+
+    tokens: Array  # uint8 [K, B, S]
+    unchanged: Array  # int32 [K, B], outer cycles since the answer last changed
+
+
+@functools.partial(jax.jit, static_argnames=("model", "L"))
+def answers_at(model, weights: Weights, inputs: Array, identifiers: Array, depths: Array, L: int) -> Answers:
+    """Answers after each of `depths` [K] outer cycles (ascending), all from one unroll."""
+    core = model.core(weights.params)
+    decode = functools.partial(model.answer, weights.params)
+    x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
+
+    def advance(watched, cycles):
+        watched = recursion.unroll_watched(core, watched, x, cycles, L, decode)
+        return watched, Answers(watched.answer, watched.unchanged)
+
+    start = recursion.watch(model.initial_latents(weights.fixed, inputs.shape[0]), decode)
+    steps = jnp.diff(depths, prepend=jnp.zeros(1, depths.dtype))
+    return lax.scan(advance, start, steps)[1]
+
+
+class Evaluator:
+    """Evaluates weights on the test set; compiles once per L."""
+
+    def __init__(self, system: System, data: Data, mesh: Mesh):
+        self._system, self._data, self._mesh = system, data, mesh
+        e = system.experiment.eval
+        n = data.test.num_examples
+        self._rows = np.arange(n)
+        if e.max_examples and e.max_examples < n:
+            self._rows = np.sort(np.random.default_rng(0).choice(n, e.max_examples, replace=False))
+        devices = mesh.devices.size
+        self._batch_size = -(-min(e.batch_size, len(self._rows)) // devices) * devices
+        distributed.check_batch(self._batch_size, mesh)
+
+    def __call__(self, weights: Weights, step: int, L: int, note: Callable[[str], None]) -> dict[str, Any]:
+        """The result, as `save` writes it.
+
+        Args:
+          L: inner cycles of the last training step, used where the config's L_test is empty.
+          note: takes lines about the progress.
+        """
+        system, e = self._system, self._system.experiment.eval
+        begun = time.perf_counter()
+        figures = [figure for L_test in e.L_test or (L,) for figure in self._unroll(weights, L_test, note)]
+        n, of = len(self._rows), self._data.test.num_examples
+        return {
+            "figures": figures,
+            "dataset": system.experiment.data.path,
+            "split": "test",
+            "examples": n,
+            "sample": "all of the split" if n == of else f"a seeded sample of {of}",
+            "parameters": "EMA" if system.experiment.ema else "last",
+            "parameter_count": system.model.parameter_count(),
+            "step": int(step),
+            "total_steps": system.total_steps,
+            "settled_cycles": e.settled_cycles,
+            "device": distributed.device_description(),
+            "seconds": time.perf_counter() - begun,
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": distributed.versions(),
+        }
+
+    def _unroll(self, weights: Weights, L: int, note) -> list[dict[str, Any]]:
+        e, data = self._system.experiment.eval, self._data
+        depths = np.asarray(e.H_test, np.int32)
+        per_process = self._batch_size // jax.process_count()
+        local = slice(jax.process_index() * per_process, (jax.process_index() + 1) * per_process)
+        inputs, labels, tokens, unchanged = [], [], [], []
+        done, reported = 0, time.perf_counter()
+        for batch in pipeline.test_batches(data.test, self._batch_size, rows=self._rows):
+            placed = distributed.put_batch(
+                self._mesh, {k: batch[k][local] for k in ("inputs", "puzzle_identifiers")})
+            answers = answers_at(self._system.model, weights, placed["inputs"], placed["puzzle_identifiers"],
+                                 jax.device_put(depths, distributed.replicated(self._mesh)), L)
+            answers = Answers(*map(distributed.gather_to_host, answers))
+            valid = batch["valid"]
+            inputs.append(batch["inputs"][valid])
+            labels.append(batch["labels"][valid])
+            tokens.append(answers.tokens[:, valid])
+            unchanged.append(answers.unchanged[:, valid])
+            done += int(valid.sum())
+            if time.perf_counter() - reported > REPORT_SECONDS and done < len(self._rows):
+                reported = time.perf_counter()
+                note(f"evaluating to H {depths[-1]}, L {L}: {done:,} of {len(self._rows):,} puzzles")
+        inputs, labels = np.concatenate(inputs), np.concatenate(labels)
+        sources = data.test.sources[self._rows] if data.test.sources is not None else None
+        return [
+            {"H_test": int(H), "L_test": L,
+             "flops_per_example": self._system.test_flops_per_example(int(H), L),
+             **score(data.domain, inputs, labels, answer, still >= e.settled_cycles, sources, data.test.source_names)}
+            for H, answer, still in zip(depths, np.concatenate(tokens, 1), np.concatenate(unchanged, 1))
+        ]
+
+
+def score(domain, inputs, labels, answers, settled, sources=None, source_names=()) -> dict[str, Any]:
+    """Figures of n answers. inputs, labels, answers [n, S]; settled bool [n]; sources [n] into source_names.
+
+    Shares of an empty set are None. Unlabelled cells do not count; examples without any label are left out.
+    """
+    labelled = labels != losses.IGNORE
+    valid = labelled.any(1)
+    hit = ((answers == labels) & labelled).sum(1)
+    right = valid & (hit == labelled.sum(1))
+    wrong = valid & ~right
+    verdict = domain.verify(inputs, answers)
+    out = {
+        "n": int(valid.sum()),
+        "exact_accuracy": share(right, valid),
+        "cell_accuracy": float((hit[valid] / labelled[valid].sum(1)).mean()) if valid.any() else None,
+        "settled": share(settled, valid),
+        "settled_among_right": share(settled, right),
+        "settled_among_wrong": share(settled, wrong),
+        "verified": share(verdict.solved, valid),
+        "counts": {"right": int(right.sum()), "wrong": int(wrong.sum()),
+                   "settled_right": int((settled & right).sum()), "settled_wrong": int((settled & wrong).sum())},
+        "verdict": {name: share(ok, valid) for name, ok in verdict._asdict().items()},
+    }
+    if sources is not None:
+        out["by_source"] = {
+            name: {"n": int((here := valid & (sources == i)).sum()), "exact_accuracy": share(right, here),
+                   "settled": share(settled, here), "verified": share(verdict.solved, here)}
+            for i, name in enumerate(source_names)}
+    return out
+
+
+def share(of: np.ndarray, among: np.ndarray) -> float | None:
+    """Share of `among` that is also in `of`."""
+    return float((of & among).sum() / among.sum()) if among.any() else None
+
+
+def best(result: dict[str, Any]) -> float:
+    return result["figures"][-1][BEST] or 0.0
+
+
+def scalars(result: dict[str, Any]) -> dict[str, float]:
+    """The main figures, named for a chart: eval/exact_accuracy/H16_L4."""
+    return {f"eval/{name}/H{f['H_test']}_L{f['L_test']}": f[name]
+            for f in result["figures"] for name in ("exact_accuracy", "cell_accuracy", "settled", "verified")
+            if f[name] is not None}
+
+
+def save(result: dict[str, Any], workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes workdir/eval/step_N.json (process 0)."""
+    path = pathlib.Path(workdir) / "eval" / f"step_{result['step']}.json"
+    if distributed.is_primary():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metrics.write_json(path, result)
+    return path
+
+
+def percent(value: float | None) -> str:
+    """Two decimals, cut off rather than rounded up: 99.996 % is not 100 %."""
+    return "-" if value is None else f"{int(value * 10_000) / 100:.2f}"
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for a terminal."""
+    k = result["settled_cycles"]
+    lines = [
+        f"{result['examples']:,} test puzzles ({result['sample']}) of {result['dataset']}, {result['parameters']} "
+        f"parameters, step {result['step']:,}, {result['seconds']:.0f} s on {result['device']}",
+        f"settled: the answer has not changed for {k} outer cycles; all figures in %",
+        "  H_test  L_test   exact    cell  verified  settled  settled of right  settled of wrong",
+    ]
+    for f in result["figures"]:
+        cells = [percent(f[name]) for name in ("exact_accuracy", "cell_accuracy", "verified", "settled",
+                                               "settled_among_right", "settled_among_wrong")]
+        lines.append("{:>8}{:>8}{:>8}{:>8}{:>10}{:>9}{:>18}{:>18}".format(f["H_test"], f["L_test"], *cells))
+    sources = result["figures"][-1].get("by_source", {})
+    if len(sources) > 1:
+        lines.append(f"  exact by source at H_test {result['figures'][-1]['H_test']}: " + ", ".join(
+            f"{name} {percent(s['exact_accuracy'])} (n {s['n']:,})" for name, s in sources.items()))
+    return "\n".join(lines)
+
+
+def evaluate(experiment, workdir: str | os.PathLike, note: Callable[[str], None] = print) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a run, or its last one if none has been evaluated yet."""
+    mesh = distributed.data_mesh()
+    data = Data.load(experiment)
+    system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
+    weights, step = load_weights(system, workdir, mesh)
+    result = Evaluator(system, data, mesh)(weights, step, system.curriculum.L(step), note)
+    path = save(result, workdir)
+    note(table(result))
+    note(f"written to {path}")
+    return result
+
+
+def load_weights(system: System, workdir: str | os.PathLike, mesh: Mesh) -> tuple[Weights, int]:
+    """The evaluated parameters of a run's best checkpoint (else its last one), on every device; and its step."""
+    everywhere = distributed.replicated(mesh)
+    params, fixed, table = jax.eval_shape(system.model.init, jax.random.key(0))
+    name = "ema" if system.experiment.ema else "params"
+    wanted = {name: params, "fixed": fixed, "table": table}
+    wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), wanted)
+    with checkpoints.Checkpointer(workdir, best_metric=BEST, read_only=True) as checkpointer:
+        restored = checkpointer.restore_fields(wanted, checkpointer.best_step())
+    if restored is None:
+        raise checkpoints.CheckpointError(f"{os.fspath(workdir)} holds no checkpoint yet; train it first")
+    fields, _, step = restored
+    return Weights(fields[name], fields["fixed"], fields["table"]), step

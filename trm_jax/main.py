@@ -1,0 +1,51 @@
+"""python -m trm_jax.main --config=experiments/rsm_sudoku.py:quick --workdir=runs/quick
+
+Trains and evaluates a config; the same command continues a run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from trm_jax import config, describe, distributed, evaluate, train
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Experiment file, with a variant after a colon: "
+                                "experiments/rsm_sudoku.py:quick. Fields are set by --config.FIELD=VALUE.")
+flags.DEFINE_string("workdir", None, "Folder of the run: config, checkpoints, metrics, evaluations.")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"],
+                  "train: train and evaluate, from the last checkpoint if there is one. evaluate: evaluate the best "
+                  "checkpoint. describe: parameters, FLOPs, memory and curriculum, without training.")
+flags.DEFINE_string("compilation_cache", os.path.join("~", ".cache", "trm_jax", "compiled"),
+                    "Folder that keeps compiled programs between runs; empty: none.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    if FLAGS.mode != "describe" and not FLAGS.workdir:
+        raise app.UsageError(f"--mode={FLAGS.mode} needs --workdir")
+    try:
+        experiment = config.parse(FLAGS.config)
+        if FLAGS.mode == "describe":
+            print(describe.describe(experiment))
+            return
+        distributed.initialize()
+        if FLAGS.compilation_cache:
+            distributed.enable_compilation_cache(pathlib.Path(FLAGS.compilation_cache).expanduser())
+        {"train": train.train, "evaluate": evaluate.evaluate}[FLAGS.mode](experiment, FLAGS.workdir)
+    except ValueError as error:
+        if type(error).__module__.startswith("trm_jax"):  # ours are written for the user; others are faults
+            sys.exit(f"error: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    FLAGS.set_default("verbosity", -1)  # jax logs its own housekeeping at absl's default
+    app.run(main)
