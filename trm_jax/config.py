@@ -52,6 +52,7 @@ class Arch:
     tie_head: bool = True  # logits from the token embedding (RSM); False: a head of its own (HRM, TRM)
     halting_head: bool = False  # q_halt, q_continue from the first position (HRM, TRM)
     forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # activations; parameters and losses stay float32
+    remat: bool = True  # the backward pass computes a core call anew instead of keeping what is inside of it
     prob_detach_prev_H: float = 0.99  # probability that the last but one outer update is detached too
 
 

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from trm_jax import checkpoints, distributed, losses, metrics, recursion
 from trm_jax.data import pipeline
+from trm_jax.distributed import AXIS
+from trm_jax.models.network import Model
 from trm_jax.state import Data, System, Weights, total_steps
 
 Array = jax.Array
@@ -32,20 +35,28 @@ class Answers(NamedTuple):
     unchanged: Array  # int32 [K, B], outer cycles since the answer last changed
 
 
-@functools.partial(jax.jit, static_argnames=("model", "L"))
-def answers_at(model, weights: Weights, inputs: Array, identifiers: Array, depths: Array, L: int) -> Answers:
-    """Answers after each of `depths` [K] outer cycles (ascending), all from one unroll."""
-    core = model.core(weights.params)
-    decode = functools.partial(model.answer, weights.params)
-    x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
+@functools.partial(jax.jit, static_argnames=("model", "mesh", "L"))
+def answers_at(model: Model, mesh: Mesh, weights: Weights, inputs: Array, identifiers: Array, depths: Array,
+               L: int) -> Answers:
+    """Answers after each of `depths` [K] outer cycles (ascending), all from one unroll.
 
-    def advance(watched, cycles):
-        watched = recursion.unroll_watched(core, watched, x, cycles, L, decode)
-        return watched, Answers(watched.answer, watched.unchanged)
+    The batch is split over the mesh, and no device hears of another.
+    """
+    def local(weights, inputs, identifiers, depths):
+        core = model.core(weights.params)
+        decode = functools.partial(model.answer, weights.params)
+        x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
 
-    start = recursion.watch(model.initial_latents(weights.fixed, inputs.shape[0]), decode)
-    steps = jnp.diff(depths, prepend=jnp.zeros(1, depths.dtype))
-    return lax.scan(advance, start, steps)[1]
+        def advance(watched, cycles):
+            watched = recursion.unroll_watched(core, watched, x, cycles, L, decode)
+            return watched, Answers(watched.answer, watched.unchanged)
+
+        start = recursion.watch(model.initial_latents(weights.fixed, inputs.shape[0]), decode)
+        steps = jnp.diff(depths, prepend=jnp.zeros(1, depths.dtype))
+        return lax.scan(advance, start, steps)[1]
+
+    return jax.shard_map(local, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS), P()), out_specs=P(None, AXIS),
+                         check_vma=False)(weights, inputs, identifiers, depths)
 
 
 class Evaluator:
@@ -100,7 +111,8 @@ class Evaluator:
         for batch in pipeline.test_batches(data.test, self._batch_size, rows=self._rows):
             placed = distributed.put_batch(
                 self._mesh, {k: batch[k][local] for k in ("inputs", "puzzle_identifiers")})
-            answers = answers_at(self._system.model, weights, placed["inputs"], placed["puzzle_identifiers"],
+            answers = answers_at(self._system.model, self._mesh, weights, placed["inputs"],
+                                 placed["puzzle_identifiers"],
                                  jax.device_put(depths, distributed.replicated(self._mesh)), L)
             answers = Answers(*map(distributed.gather_to_host, answers))
             valid = batch["valid"]
@@ -169,9 +181,9 @@ def scalars(result: dict[str, Any]) -> dict[str, float]:
             if f[name] is not None}
 
 
-def save(result: dict[str, Any], workdir: str | os.PathLike) -> pathlib.Path:
-    """Writes workdir/eval/step_N.json (process 0)."""
-    path = pathlib.Path(workdir) / "eval" / f"step_{result['step']}.json"
+def save(result: dict[str, Any], workdir: str | os.PathLike, of: str = "") -> pathlib.Path:
+    """Writes workdir/eval/step_N.json, or step_N.OF.json for weights that are not the run's own (process 0)."""
+    path = pathlib.Path(workdir) / "eval" / f"step_{result['step']}{of and '.' + of}.json"
     if distributed.is_primary():
         path.parent.mkdir(parents=True, exist_ok=True)
         metrics.write_json(path, result)

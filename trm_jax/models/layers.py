@@ -2,7 +2,9 @@
 
 Tokens first makes both halves of an MLP-T block one plain matrix product each, [2m, T] x [T, B*D] and
 [T*B, D] x [D, 2m], without a transpose; and the innermost axis is always D, so that an odd T (97 for
-Sudoku with its prefix) never is the axis that vector and matrix units are particular about.
+Sudoku with its prefix) never is the axis that vector and matrix units are particular about. The products
+are written as such, on matrices: given three axes, XLA's CPU backend spends three times as long on the
+gradients of the weights.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ class SwiGLU(nn.Module):
         gate_up = self.param("gate_up", truncated_normal(width ** -0.5), (width, 2 * m)).astype(h.dtype)
         down = self.param("down", truncated_normal(m ** -0.5), (m, width)).astype(h.dtype)
         if self.axis == 0:
-            both = jnp.tensordot(gate_up, h, ((0,), (0,)))  # [2m, B, D]
-            return jnp.tensordot(down, nn.silu(both[:m]) * both[m:], ((0,), (0,)))
-        both = h @ gate_up  # [T, B, 2m]
-        return (nn.silu(both[..., :m]) * both[..., m:]) @ down
+            both = gate_up.T @ h.reshape(width, -1)  # [2m, B*D]
+            out = down.T @ (nn.silu(both[:m]) * both[m:])
+        else:
+            both = h.reshape(-1, width) @ gate_up  # [T*B, 2m]
+            out = (nn.silu(both[:, :m]) * both[:, m:]) @ down
+        return out.reshape(h.shape)
 
 
 def rope_tables(T: int, head: int, theta: float):
@@ -78,13 +82,14 @@ class Attention(nn.Module):
         N, head = self.num_heads, D // self.num_heads
         qkv_kernel = self.param("qkv", truncated_normal(D ** -0.5), (D, 3 * D)).astype(h.dtype)
         out_kernel = self.param("out", truncated_normal(D ** -0.5), (D, D)).astype(h.dtype)
-        qkv = (h @ qkv_kernel).reshape(T, B, 3, N, head).transpose(2, 1, 0, 3, 4)  # [3, B, T, N, head]
+        qkv = (h.reshape(T * B, D) @ qkv_kernel).reshape(T, B, 3, N, head)
+        qkv = qkv.transpose(2, 1, 0, 3, 4)  # [3, B, T, N, head]
         q, k, v = qkv[0], qkv[1], qkv[2]
         if self.rope_theta is not None:
             cos, sin = rope_tables(T, head, self.rope_theta)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = jax.nn.dot_product_attention(q, k, v)  # [B, T, N, head]
-        return out.transpose(1, 0, 2, 3).reshape(T, B, D) @ out_kernel
+        return (out.transpose(1, 0, 2, 3).reshape(T * B, D) @ out_kernel).reshape(T, B, D)
 
 
 class Block(nn.Module):

@@ -132,7 +132,9 @@ class Model:
         return params, fixed, table
 
     def core(self, params) -> Core:
-        return lambda state, injection: self.network.apply({"params": params}, state, injection, method="core")
+        def core(state, injection):
+            return self.network.apply({"params": params}, state, injection, method="core")
+        return jax.checkpoint(core) if self.arch.remat else core
 
     def rows(self, table: Array | None, identifiers: Array) -> Array:
         """The puzzle table's rows of a batch, [B, puzzle_emb_ndim]; of no width without a prefix."""
