@@ -80,10 +80,14 @@ class Network(nn.Module):
         return h
 
     def logits(self, y):
-        """y [T, B, D] -> float32 [B, S, V]; prefix positions dropped."""
+        """y [T, B, D] -> float32 [B, S, V]; prefix positions dropped.
+
+        The product is one of float32 arrays, with values in y's dtype: XLA's CPU backend has none of bfloat16
+        arrays with a float32 result.
+        """
         kernel = self.embed_tokens.T if self.arch.tie_head else self.lm_head
-        return jnp.einsum("sbd,dv->bsv", y[prefix_len(self.arch):], kernel.astype(y.dtype),
-                          preferred_element_type=jnp.float32)
+        y, kernel = (a.astype(y.dtype).astype(jnp.float32) for a in (y[prefix_len(self.arch):], kernel))
+        return jnp.einsum("sbd,dv->bsv", y, kernel)
 
     def halting(self, y):
         """y [T, B, D] -> float32 [B, 2]: (q_halt, q_continue), read from the first position."""
