@@ -12,7 +12,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from trm_jax import config, describe, distributed, evaluate, train
+from trm_jax import config, describe, distributed, evaluate, train, weights
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Experiment file, with a variant after a colon: "
@@ -21,6 +21,8 @@ flags.DEFINE_string("workdir", None, "Folder of the run: config, checkpoints, me
 flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"],
                   "train: train and evaluate, from the last checkpoint if there is one. evaluate: evaluate the best "
                   "checkpoint. describe: parameters, FLOPs, memory and curriculum, without training.")
+flags.DEFINE_string("weights", None, "With --mode=evaluate: a file of `python -m trm_jax.weights`, evaluated instead "
+                    "of the run's best checkpoint; the result still goes to --workdir.")
 flags.DEFINE_string("compilation_cache", os.path.join("~", ".cache", "trm_jax", "compiled"),
                     "Folder that keeps compiled programs between runs; empty: none.")
 flags.mark_flag_as_required("config")
@@ -31,6 +33,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     if FLAGS.mode != "describe" and not FLAGS.workdir:
         raise app.UsageError(f"--mode={FLAGS.mode} needs --workdir")
+    if FLAGS.weights and FLAGS.mode != "evaluate":
+        raise app.UsageError(f"--weights goes with --mode=evaluate, not --mode={FLAGS.mode}")
     try:
         experiment = config.parse(FLAGS.config)
         if FLAGS.mode == "describe":
@@ -39,7 +43,10 @@ def main(argv: list[str]) -> None:
         distributed.initialize()
         if FLAGS.compilation_cache:
             distributed.enable_compilation_cache(pathlib.Path(FLAGS.compilation_cache).expanduser())
-        {"train": train.train, "evaluate": evaluate.evaluate}[FLAGS.mode](experiment, FLAGS.workdir)
+        if FLAGS.weights:
+            weights.evaluate_file(experiment, FLAGS.workdir, FLAGS.weights)
+        else:
+            {"train": train.train, "evaluate": evaluate.evaluate}[FLAGS.mode](experiment, FLAGS.workdir)
     except ValueError as error:
         if type(error).__module__.startswith("trm_jax"):  # ours are written for the user; others are faults
             sys.exit(f"error: {error}")

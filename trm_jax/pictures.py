@@ -1,0 +1,205 @@
+"""Pictures for reports, as PNG or whatever else matplotlib writes (install it with: pip install 'trm_jax[plot]').
+
+    python -m trm_jax.pictures accuracy --out=accuracy.png runs/seed0 runs/seed1      exact accuracy over depth
+    python -m trm_jax.pictures solve --out=solve.png --workdir=runs/seed0 --example=3  one puzzle as it fills in
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trm_jax import puzzles, report, solve, weights
+
+_INK, _FAINT, _GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
+_COLOURS = ("#0b6cb8", "#d1630f", "#2a8a4a", "#8a3fa0", "#b8272d", "#5b6470")
+_MARKERS = "os^Dv"  # lines that lie upon each other can be told apart by these
+_STYLE = {"font.size": 11, "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "text.color": _INK,
+          "xtick.color": _FAINT, "ytick.color": _FAINT, "axes.spines.top": False, "axes.spines.right": False,
+          "savefig.facecolor": "white", "figure.facecolor": "white"}
+PER_ROW = 4  # grids of a strip
+MOST_GRIDS = 8
+
+
+class PictureError(ValueError):
+    """A picture that cannot be drawn; the message says what is missing."""
+
+
+def accuracy(results: Sequence[report.Result], labels: Sequence[str], from_percent: float = 0.0):
+    """Exact accuracy over test-time depth, a line per result; the settled share dashed. A matplotlib Figure."""
+    plt = _pyplot()
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(8, 4.6), dpi=150, layout="constrained")
+        for i, (result, label) in enumerate(zip(results, labels)):
+            colour, depths = _COLOURS[i % len(_COLOURS)], list(result.figures)
+
+            def shares(name, figures=result.figures):
+                return [np.nan if f[name] is None else 100 * f[name] for f in figures.values()]
+
+            axes.plot(depths, shares("settled"), "--", color=colour, linewidth=1.3, alpha=0.7)
+            axes.plot(depths, shares(report.EXACT), "-" + _MARKERS[i % len(_MARKERS)], color=colour, linewidth=1.8,
+                      markersize=6, markerfacecolor="white", markeredgewidth=1.6, label=label)
+        axes.plot([], [], "--", color=_FAINT, linewidth=1.3, label="settled")
+        ticks = sorted({H for result in results for H in result.figures})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{H:,}" for H in ticks])
+        axes.minorticks_off()
+        margin = (100 - from_percent) / 50
+        axes.set_ylim(from_percent - margin, 100 + margin)
+        axes.yaxis.set_major_formatter(lambda percent, _: f"{percent:g} %")
+        axes.grid(color=_GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("outer cycles at test time, H")
+        axes.set_title("Test puzzles solved exactly", loc="left", fontsize=12, fontweight="bold")
+        axes.legend(frameon=False, loc="best")
+        figure.supxlabel(_caption(results), fontsize=8.5, color=_FAINT)
+        return figure
+
+
+def strip(domain: puzzles.Domain, trace: solve.Trace, title: str, solution: np.ndarray | None = None):
+    """The answer after some of the outer cycles, side by side. A matplotlib Figure.
+
+    solution [S]: cells that differ from it are drawn as wrong; None: it is not known, and none are.
+    """
+    plt = _pyplot()
+    cycles = solve.shown_cycles(trace.stands_since, MOST_GRIDS)
+    per_row = min(PER_ROW, len(cycles))
+    rows = -(-len(cycles) // per_row)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(rows, per_row, figsize=(2.7 * per_row, 3.0 * rows + 0.75), dpi=150,
+                                    squeeze=False, layout="constrained")
+        colours = plt.get_cmap("YlGnBu_r")
+        for ax in axes.flat:
+            ax.set_axis_off()
+        previous = trace.inputs
+        for ax, cycle in zip(axes.flat, cycles):
+            tokens, sure = trace.tokens[cycle - 1], trace.confidence[cycle - 1]
+            wrong = np.zeros(len(tokens), bool) if solution is None else tokens != solution
+            _grid(ax, domain, trace.inputs, tokens, sure, tokens != previous, wrong, colours)
+            ax.set_title(f"cycle {cycle}", fontsize=12, pad=5)
+            previous = tokens
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        legend = ["black: clues", "blue: filled in, the darker the surer", "yellow: changed since the grid before"]
+        figure.supxlabel("    ".join(legend + ["red: wrong"] * (solution is not None)), fontsize=9, color=_FAINT)
+        return figure
+
+
+def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours) -> None:
+    """One square grid; boxes are ruled where the domain has them. Everything [S]."""
+    side = int(round(len(tokens) ** 0.5))
+    text = domain.decode(tokens)
+    given = inputs == tokens  # blanks are not in an answer
+    for s in range(len(tokens)):
+        row, column = divmod(s, side)
+        if changed[s]:
+            ax.add_patch(_rectangle(column, row, "#fff0b3"))
+        colour = "#c8202f" if wrong[s] else "#111111" if given[s] else colours(0.75 - 0.7 * float(sure[s]))
+        ax.text(column + 0.5, row + 0.53, text[s], ha="center", va="center", color=colour,
+                fontsize=108 / side, fontweight="bold" if given[s] else "normal")
+    down, across = getattr(domain, "box_rows", side), getattr(domain, "box_cols", side)
+    for line in range(side + 1):
+        thick = {True: {"color": "#333333", "linewidth": 1.4, "zorder": 3},
+                 False: {"color": "#c9c9c9", "linewidth": 0.6, "zorder": 2}}
+        ax.plot([0, side], [line, line], solid_capstyle="projecting", **thick[line % down == 0])
+        ax.plot([line, line], [0, side], solid_capstyle="projecting", **thick[line % across == 0])
+    ax.set_xlim(-0.1, side + 0.1)
+    ax.set_ylim(side + 0.1, -0.1)
+    ax.set_aspect("equal")
+
+
+def _rectangle(column: int, row: int, colour: str):
+    from matplotlib.patches import Rectangle
+    return Rectangle((column, row), 1, 1, facecolor=colour, linewidth=0, zorder=1)
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError:
+        raise PictureError("pictures need matplotlib; install it with: pip install 'trm_jax[plot]'") from None
+    matplotlib.use("Agg")  # files only, no window
+    import matplotlib.pyplot
+    return matplotlib.pyplot
+
+
+def _caption(results: Sequence[report.Result]) -> str:
+    """What the figures are of: every dataset with its n, settled cycles and parameters, once."""
+    facts = {(f"n = {next(iter(r.figures.values()))['n']:,} ({r.evaluation.get('sample', 'test')}) "
+              f"of {r.evaluation['dataset']}") for r in results}
+    cycles = {str(r.evaluation["settled_cycles"]) for r in results if "settled_cycles" in r.evaluation}
+    return "; ".join(sorted(facts)) + f".  settled: unchanged for {' or '.join(sorted(cycles))} cycles"
+
+
+def _label(result: report.Result) -> str:
+    """The run's folder, where the file lies in one."""
+    folder = result.path.absolute().parent
+    return folder.parent.name if folder.name == "eval" else result.path.stem
+
+
+def save(figure, out: str | os.PathLike) -> None:
+    try:
+        figure.savefig(out, bbox_inches="tight", pad_inches=0.12)
+    except (OSError, ValueError) as error:  # no such folder; no such format
+        raise PictureError(f"{out} was not written: {error}") from error
+    finally:
+        _pyplot().close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trm_jax.pictures", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    a = commands.add_parser("accuracy", help="exact accuracy over test-time depth")
+    a.add_argument("run", nargs="+", help="folder of a run (its newest evaluation is taken) or an evaluation's JSON")
+    a.add_argument("--labels", nargs="+", help="one for each line, instead of the runs' folders")
+    a.add_argument("--from_percent", type=float, default=0.0, help="where the vertical axis begins (%(default)s)")
+    s = commands.add_parser("solve", help="one puzzle as it fills in")
+    solve.add_source(s)
+    puzzle = s.add_mutually_exclusive_group(required=True)
+    puzzle.add_argument("--example", type=int, metavar="N", help="puzzle N of the run's test set, counted from 0")
+    puzzle.add_argument("--puzzle", help="a puzzle as text")
+    for command in (a, s):
+        command.add_argument("--out", required=True, help="file to write; its ending says the format")
+    args = parser.parse_args(argv)
+    try:
+        save(_accuracy(args) if args.what == "accuracy" else _strip(args), args.out)
+    except ValueError as error:
+        if type(error).__module__.startswith("trm_jax") or isinstance(error, PictureError):
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        raise
+    print(args.out)
+    return 0
+
+
+def _accuracy(args):
+    results = [result for run in args.run for result in report.newest(run)]
+    labels = args.labels or [_label(result) for result in results]
+    if len(labels) != len(results):
+        raise PictureError(f"--labels gives {len(labels)} for {len(results)} lines: "
+                           + ", ".join(result.label for result in results))
+    if not 0 <= args.from_percent < 100:
+        raise PictureError(f"--from_percent={args.from_percent:g}: must be at least 0 and under 100")
+    return accuracy(results, labels, args.from_percent)
+
+
+def _strip(args):
+    _pyplot()  # before the long part
+    export = solve.open_source(args)
+    puzzle, solution = (args.puzzle, None) if args.example is None else solve.load_example(export, args.example)
+    solver = solve.Solver.of(export)
+    trace = solver.trace(puzzle, args.max_steps, settle=args.settle)
+    answer = solver.judge_trace(trace, args.settle)
+    if solution is None and answer.verified:
+        solution = answer.tokens
+    name = "The puzzle" if args.example is None else f"Test puzzle {args.example}"
+    return strip(export.domain, trace, f"{name}: {answer.status}", solution)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
