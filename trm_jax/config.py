@@ -250,7 +250,7 @@ def _impossible(e: Experiment) -> list[str]:
         need(get(name) >= least, name, f"must be at least {least}"
              + (" in training (the transition and the active cycle)" if least == 2 else ""))
     for name in ("arch.puzzle_emb_ndim", "arch.puzzle_emb_len", "arch.mlp_hidden_size", "arch.mixer_hidden_size",
-                 "total_steps", "lr_warmup_steps", "eval.interval_steps", "eval.max_examples", "grad_clip_norm",
+                 "seed", "total_steps", "lr_warmup_steps", "eval.interval_steps", "eval.max_examples", "grad_clip_norm",
                  "transition_lr_warmup_steps", "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay",
                  "optimizer_reset_scale", "puzzle_emb_lr", "lr"):
         need(get(name) >= 0, name, "must not be negative")
@@ -283,8 +283,9 @@ def _impossible(e: Experiment) -> list[str]:
         need(all(0 < x <= 100 for x in m), milestones, "are percent of all steps, over 0 to 100")
         need(list(m) == sorted(set(m)), milestones, "must ascend")
         need(all(x >= 0 for x in a), amounts, "must not be negative")
-    need(e.deepen.tail_prob == 0 or e.deepen.tail_max_H >= e.arch.H_cycles, "deepen.tail_max_H",
-         f"must be at least arch.H_cycles = {e.arch.H_cycles}")
+    deepest = e.arch.H_cycles + sum(e.curriculum_heads_to_add)
+    need(e.deepen.tail_prob == 0 or e.deepen.tail_max_H >= deepest, "deepen.tail_max_H",
+         f"must be at least the H that the curriculum ends at, {deepest}")
     need(len(e.eval.H_test) > 0 and all(h >= 1 for h in e.eval.H_test), "eval.H_test", "needs entries of at least 1")
     need(list(e.eval.H_test) == sorted(set(e.eval.H_test)), "eval.H_test", "must ascend")
     need(all(l >= 1 for l in e.eval.L_test), "eval.L_test", "needs entries of at least 1")
