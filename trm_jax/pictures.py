@@ -10,11 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from trm_jax import puzzles, report, solve, weights
+from trm_jax import puzzles, report, solve
 
 _INK, _FAINT, _GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 _COLOURS = ("#0b6cb8", "#d1630f", "#2a8a4a", "#8a3fa0", "#b8272d", "#5b6470")

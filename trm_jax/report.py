@@ -92,8 +92,8 @@ def faults(result: Result, min_exact: float | None = None, at: int | None = None
             worst = max(worst, (best[0] - result.exact(H), best[1], H), key=lambda triple: triple[0])
         drop, start, end = worst
         if drop * 100 > max_drop + _SLACK:
-            found.append(f"{percent(result.exact(start))} at H {start} fell to {percent(result.exact(end))} at H {end}, "
-                         f"{drop * 100:.2f} points, more than {max_drop:g}")
+            found.append(f"{percent(result.exact(start))} at H {start} fell to {percent(result.exact(end))} at "
+                         f"H {end}, {drop * 100:.2f} points, more than {max_drop:g}")
     return found
 
 
@@ -114,7 +114,7 @@ def _read(path: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trm_jax.report", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="+", help="folder of a run (its newest evaluation is taken) or an evaluation's JSON")
+    parser.add_argument("run", nargs="+", help="folder of a run (its newest evaluation counts) or an evaluation's JSON")
     parser.add_argument("--min_exact", type=float, help="percent that every run must reach at --at")
     parser.add_argument("--at", type=int, help="outer cycles (H_test)")
     parser.add_argument("--max_drop", type=float, help="points that a run may lose with depth in --between")

@@ -39,7 +39,7 @@ class SolveError(ValueError):
     """A request that cannot be answered; a puzzle that cannot be is an `Answer` with its reason instead."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
     text: str  # "" where the puzzle was refused
     tokens: np.ndarray | None  # uint8 [S]; None where the puzzle was refused
@@ -384,8 +384,7 @@ def _watch(solver: Solver, name: str, puzzle, args: argparse.Namespace, color: b
     else:
         answer = solver.judge_trace(trace, args.settle)
         columns = shutil.get_terminal_size().columns
-        mark = "highlighted cells" if color else "* marks what"
-        print(f"{name}: {mark} changed since the grid before; clash: a rule that digits break")
+        print(f"{name} ({'highlighted' if color else '*'}: changed since the grid before; clash: a broken rule)")
         print(side_by_side(frames(solver.domain, trace, color), columns), flush=True)
     print(f"{name}: {answer.status}", file=sys.stderr, flush=True)
     return answer

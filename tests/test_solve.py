@@ -1,0 +1,260 @@
+"""Solving stops where it says, answers do not depend on their neighbours, and the command line says what happened."""
+
+import io
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import trm_jax
+from trm_jax import config, puzzles, solve, weights
+from trm_jax.models.network import Model, Shape
+from trm_jax.recursion import Latents
+from trm_jax.solve import SolveError, Solver
+
+DOMAIN = puzzles.get("sudoku", seq_len=16)
+GRID = DOMAIN.encode("1234 3412 2143 4321")
+NEVER = 15  # a puzzle with as many blanks is never answered
+
+
+class Scripted:
+    """A model whose answer changes in every cycle up to the number of the puzzle's blanks, and is right from then on.
+
+    Latents [T, B, 2]: outer cycles done, blanks.
+    """
+
+    def rows(self, table, identifiers):
+        return jnp.zeros((identifiers.shape[0], 0))
+
+    def embed(self, params, inputs, rows):
+        blanks = jnp.broadcast_to((inputs == 1).sum(1).astype(jnp.float32)[None], inputs.T.shape)
+        return jnp.stack([jnp.zeros_like(blanks), blanks], axis=-1)
+
+    def core(self, params):
+        return lambda s, i: jnp.stack([s[..., 0] + 1, jnp.where(s[..., 1] == 0, i[..., 1], s[..., 1])], axis=-1)
+
+    def initial_latents(self, fixed, B):
+        return Latents(*jnp.zeros((2, 16, B, 2)))
+
+    def answer(self, params, y):
+        H, blanks = y[..., 0].T.astype(jnp.int32), y[..., 1].T.astype(jnp.int32)  # [B, S]
+        grid = jnp.broadcast_to(jnp.asarray(GRID, jnp.int32)[None], H.shape)
+        right = (H >= blanks) & (blanks < NEVER) & (H > 0)
+        return jnp.where(right, grid, 2 + (grid - 1 + H % 2) % 4).astype(jnp.uint8)
+
+    def logits(self, params, y):
+        return 3 * jax.nn.one_hot(self.answer(params, y), 6)
+
+
+def blanked(blanks: int) -> np.ndarray:
+    return np.where(np.arange(16) < blanks, 1, GRID).astype(np.uint8)
+
+
+def text(blanks: int) -> str:
+    return DOMAIN.decode(blanked(blanks))
+
+
+@pytest.fixture(scope="module")
+def solver():
+    return Solver(Scripted(), DOMAIN, weights.Weights({}, {}, None), L=2)
+
+
+def tiny_export(seed: int = 0) -> weights.Export:
+    """A real network, untrained."""
+    arch = config.Arch(hidden_size=16, mlp_hidden_size=16, mixer_hidden_size=16, puzzle_emb_ndim=16, puzzle_emb_len=1,
+                       forward_dtype="float32")
+    e, shape = config.Experiment(arch=arch, data=config.Data(path="nowhere")), Shape(16, 6)
+    made = weights.Weights(*jax.jit(Model(arch, shape).init)(jax.random.key(seed)))
+    return weights.Export(e, shape, weights.puzzle_of(DOMAIN), made, {
+        "parameters": "EMA", "step": 1, "total_steps": 2, "L": 3, "evaluation": None, "dtype": "float32"})
+
+
+def test_every_puzzle_stops_when_its_own_answer_stands(solver):
+    needed = [3, 9, 1, 6, 9, 2]
+    answers = solver.solve([blanked(n) for n in needed], settle=4)
+    assert [(a.cycles, a.settled, a.verified, a.reason) for a in answers] == [(n, True, True, "") for n in needed]
+    for a in answers:
+        np.testing.assert_array_equal(a.tokens, GRID)
+        assert a.text == "1234341221434321" and a.status.startswith("verified; settled after")
+
+
+@pytest.mark.parametrize("max_steps, settled, verified", [(5, False, False), (8, False, True), (9, True, True)])
+def test_max_steps_is_exact(solver, max_steps, settled, verified):
+    [a] = solver.solve([text(6)], max_steps=max_steps, settle=3)
+    assert (a.settled, a.verified, a.cycles) == (settled, verified, 6 if settled else max_steps)
+
+
+def test_a_batch_goes_on_for_the_slowest(solver):
+    answers = solver.solve([text(2), text(NEVER), text(4)], max_steps=40, settle=5)
+    assert [(a.settled, a.cycles) for a in answers] == [(True, 2), (False, 40), (True, 4)]
+    assert answers[1].reason == "a clue was changed" and "NOT verified" in answers[1].status
+
+
+def test_unreadable_puzzles_do_not_stop_the_others(solver):
+    given = [text(1), "12", "x" + "." * 15, "11" + "." * 14, np.zeros(16, np.int64), np.ones(16), text(2)]
+    answers = solver.solve(given)
+    assert [a.verified for a in answers] == [True, *[False] * 5, True]
+    for a, why in zip(answers[1:6], ("got 2 cells, expected 16", "unknown character 'x'", "row 1 has two 1s",
+                                     r"tokens are 1 \(blank\) to 5", "tokens must be integers")):
+        assert a.tokens is None and a.text == "" and re.search(why, a.reason) and "\n" not in a.reason
+        assert a.status.startswith("not answered: ")
+
+
+def test_nothing_and_nonsense(solver):
+    assert solver.solve([]) == []
+    with pytest.raises(SolveError, match="must be a list"):
+        solver.solve(text(1))
+    with pytest.raises(SolveError, match="settle = 0: must be at least 1"):
+        solver.solve([text(1)], settle=0)
+    with pytest.raises(SolveError, match="steps = 0"):
+        solver.trace(text(1), 0)
+
+
+def test_trace_is_the_same_answer(solver):
+    trace = solver.trace(text(9), 200, settle=4)
+    assert (len(trace.tokens), trace.stands_since) == (13, 9), "9 cycles and 4 of standing still"
+    ours, theirs = solver.judge_trace(trace, 4), solver.solve([text(9)], settle=4)[0]
+    assert (ours.text, ours.status, ours.cycles) == (theirs.text, theirs.status, 9)
+    assert not solver.judge_trace(solver.trace(text(9), 12, settle=4), 4).settled
+    assert solver.trace(text(1), 3).stands_since == 1 and len(solver.trace(text(1), 40).tokens) == 40
+    np.testing.assert_allclose(trace.confidence, np.exp(3) / (np.exp(3) + 5), rtol=1e-5)
+
+
+def test_a_real_network_equals_the_plain_loop(monkeypatch):
+    monkeypatch.setattr(solve, "MAX_BATCH", 4)
+    export = tiny_export()
+    given = DOMAIN.draw_symmetry(np.random.default_rng(1), 7).apply(np.tile(blanked(8), (7, 1)))
+    model, w = export.model, export.weights
+
+    @jax.jit
+    def plain(inputs):
+        core = model.core(w.params)
+        x = model.embed(w.params, inputs, model.rows(w.table, jnp.zeros(7, jnp.int32)))
+        (y, z), answers = model.initial_latents(w.fixed, 7), []
+        for _ in range(6):
+            for _ in range(3):
+                z = core(z, y + x)
+            y = core(y, z)
+            answers.append(model.answer(w.params, y))
+        return answers
+    expected = plain(jnp.asarray(given))
+    solver = Solver.of(export)
+    answers = solver.solve(list(given), max_steps=6, settle=7)
+    np.testing.assert_array_equal([a.tokens for a in answers], expected[-1])
+    assert not any(a.settled for a in answers)
+    np.testing.assert_array_equal(solver.trace(given[3], 6).tokens, np.array(expected)[:, 3])
+
+
+def test_later_calls_compile_nothing():
+    solver = Solver.of(tiny_export())
+    solver.solve([text(3)] * 5, max_steps=4)
+    sizes = solve._begin._cache_size(), solve._advance._cache_size()
+    solver.solve([text(n) for n in (1, 2, 3, 4, 5, 6, 7)], max_steps=9, settle=2)
+    assert (solve._begin._cache_size(), solve._advance._cache_size()) == sizes
+
+
+@pytest.mark.parametrize("last, cycles", [
+    (1, [1]), (2, [1, 2]), (5, [1, 2, 3, 4, 5]), (9, [1, 2, 3, 4, 6, 8, 9]), (16, [1, 2, 3, 4, 6, 8, 16])])
+def test_shown_cycles(last, cycles):
+    assert solve.shown_cycles(last) == cycles
+
+
+def test_shown_cycles_are_few():
+    for last in (100, 256, 20_000):
+        shown = solve.shown_cycles(last)
+        assert len(shown) <= solve.MAX_FRAMES and shown[0] == 1 and shown[-1] == last and shown == sorted(set(shown))
+
+
+def test_frames_mark_what_changed(solver):
+    trace = solver.trace(text(3), 20, settle=4)
+    plain, coloured = (solve.frames(DOMAIN, trace, color=color) for color in (False, True))
+    assert [frame.splitlines()[0] for frame in plain] == [" the puzzle", " cycle 1", " cycle 2", " cycle 3"]
+    titles = [frame.splitlines()[1] for frame in plain]
+    assert titles[1].startswith(" 16 changed, ") and titles[3] == " 16 changed, verified"
+    assert "\x1b" not in "".join(plain) and plain[3].count("*") == 16 and plain[0].count("*") == 0
+    assert [re.sub(r"\x1b\[[\d;]*m", "", frame) for frame in coloured] == [frame.replace("*", " ") for frame in plain]
+    assert "\x1b[30;43m" in coloured[3] and "\x1b[1m" in coloured[0]
+
+
+def test_only_changed_cells_are_marked():
+    previous, now = GRID.copy(), GRID.copy()
+    previous[5] = 2
+    trace = solve.Trace(blanked(16), np.stack([previous, now]), np.ones((2, 16), np.float32))
+    last = solve.frames(DOMAIN, trace, color=False)[-1].splitlines()
+    assert last[1] == " 1 changed, verified" and last[3] == " 3*4 \u2502 1 2"
+
+
+def test_side_by_side_fits_the_columns():
+    shown = solve.side_by_side(["ab\ncd", "efgh", "i\nj", "k"], columns=18)
+    assert shown == "ab     efgh   i\ncd            j\n\nk"
+    assert solve.side_by_side(["abc", "d"], columns=1) == "abc\n\nd"
+    assert solve.side_by_side(["\x1b[1ma\x1b[0m\nbc", "d"], columns=80) == "\x1b[1ma\x1b[0m    d\nbc"
+
+
+# The command line.
+
+
+@pytest.fixture
+def cli(solver, monkeypatch, capsys, tmp_path):
+    """(arguments, standard input) -> (status, out, err), with the scripted model."""
+    weights.save(tmp_path / "w", tiny_export())
+    monkeypatch.setattr(Solver, "of", lambda export: solver)
+
+    def run(*args, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        status = solve.main([f"--weights={tmp_path / 'w'}", "--compilation_cache=", *args])
+        return status, *capsys.readouterr()
+    return run
+
+
+def test_answers_out_status_err(cli):
+    assert cli(text(3), text(5)) == (0, "1234341221434321\n" * 2, "puzzle 1: verified; settled after 3 outer cycles\n"
+                                     "puzzle 2: verified; settled after 5 outer cycles\n")
+
+
+def test_standard_input_keeps_its_order(cli):
+    status, out, err = cli("--max_steps=20", stdin=f"{text(3)}\n\n12\n{text(2)}\n")
+    assert status == 1 and out.split("\n") == ["1234341221434321", "", "1234341221434321", ""]
+    assert "puzzle 2: not answered: got 2 cells, expected 16 (4x4)" in err.splitlines()
+
+
+def test_an_unverified_answer_is_status_1(cli):
+    status, out, err = cli("--max_steps=6", text(NEVER))
+    assert status == 1 and len(out) == 17 and "NOT verified" in err and "not settled after 6" in err
+
+
+def test_watch(cli):
+    status, out, err = cli("--watch", text(4), "12")
+    assert status == 1 and "cycle 4" in out and "verified" in out and "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert err.splitlines() == ["puzzle 1: verified; settled after 4 outer cycles",
+                                "puzzle 2: not answered: got 2 cells, expected 16 (4x4)"]
+
+
+@pytest.mark.parametrize("args, message", [
+    ([], "no puzzle given"), (["--settle=0", "1"], "settle = 0"), (["--example=0"], "no dataset folder nowhere")])
+def test_bad_usage_is_status_2(cli, args, message):
+    status, out, err = cli(*args)
+    assert status == 2 and out == "" and message in err and err.startswith("error: ")
+
+
+def test_a_missing_run_is_status_2(tmp_path, capsys):
+    assert solve.main([f"--workdir={tmp_path / 'none'}", "--compilation_cache=", text(1)]) == 2
+    assert "not the folder of a run" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        solve.main([text(1)])
+    assert caught.value.code == 2
+
+
+def test_solver_is_exported_and_import_stays_light(tmp_path):
+    assert trm_jax.Solver is Solver
+    with pytest.raises(AttributeError, match="no attribute 'Solvers'"):
+        trm_jax.Solvers  # noqa: B018
+    code = "import sys, trm_jax; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    weights.save(tmp_path / "w", tiny_export())
+    assert len(Solver.load(tmp_path / "w").solve([text(2)], max_steps=2)) == 1
