@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import zipfile
 from typing import NamedTuple
 
 import jax
@@ -55,12 +56,23 @@ def difference(ours, theirs) -> float:
     return float(worst / scale) if scale else float(worst)
 
 
+class Arrays(dict):
+    """Of the file `path`, by name."""
+
+    def __init__(self, path, arrays):
+        super().__init__(arrays)
+        self._path = path
+
+    def __missing__(self, name):
+        raise GoldenError(f"{self._path}: has no array {name!r}")
+
+
 def compare(path) -> list[Difference]:
     """Every number of a file against ours."""
     try:
-        with np.load(path) as archive:
-            data = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+        with open(path, "rb") as file, np.load(file) as archive:
+            data = Arrays(path, {name: archive[name] for name in archive.files})
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise GoldenError(f"{path}: not a readable .npz file: {error}") from None
     if "adam_atan2/hparams" in data:
         numbers, weights = optimizer_numbers, None
