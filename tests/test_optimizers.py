@@ -143,7 +143,8 @@ def test_equal_ids_are_summed_before_the_sign():
 
 def test_padding_ids_change_nothing_whatever_their_gradient():
     table = jnp.arange(8, dtype=jnp.float32).reshape(4, 2)
-    new = optimizers.sign_sgd(table, jnp.array([2, 4, 4]), jnp.array([[1.0, 1], [9, 9], [-9, 9]]), jnp.float32(0.1), 0.0)
+    sums = jnp.array([[1.0, 1], [9, 9], [-9, 9]])
+    new = optimizers.sign_sgd(table, jnp.array([2, 4, 4]), sums, jnp.float32(0.1), 0.0)
     expected = np.asarray(table).copy()
     expected[2] -= 0.1
     np.testing.assert_allclose(new, expected, rtol=1e-6)
