@@ -1,0 +1,51 @@
+"""For tests: a dataset of 4x4 Sudokus and an experiment on it that trains in seconds."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from trm_jax import config, puzzles
+from trm_jax.data import sources, store
+
+SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
+
+TINY = {
+    "arch": {"hidden_size": 8, "mlp_hidden_size": 16, "mixer_hidden_size": 8, "puzzle_emb_ndim": 8, "puzzle_emb_len": 2,
+             "forward_dtype": "float32", "prob_detach_prev_H": 0.5},
+    "global_batch_size": 16, "total_steps": 8, "lr": 1e-2, "lr_warmup_steps": 2, "weight_decay": 0.01,
+    "eval": {"H_test": [1, 3], "batch_size": 8, "settled_cycles": 2},
+    "checkpoint": {"interval_steps": 2},
+    "log": {"interval_steps": 1},
+}
+
+
+def dataset(folder, train: int = 64, test: int = 13):
+    """Writes a dataset folder; returns its path."""
+    splits = [sources.to_split(part, SUDOKU4) for part in sources.generate(SUDOKU4, train, test, clues=8)]
+    provenance = {"puzzle": {"name": "sudoku", **dataclasses.asdict(SUDOKU4)}}
+    store.write(folder, dict(zip(("train", "test"), splits)), [store.BLANK], provenance)
+    return folder
+
+
+def merge(old: dict, new: dict) -> dict:
+    return old | {k: merge(old[k], v) if isinstance(v, dict) and k in old else v for k, v in new.items()}
+
+
+def experiment(path, **changes) -> config.Experiment:
+    """TINY on the dataset at `path`, with fields and sections (as dicts) changed."""
+    return config.parse(merge(merge(TINY, {"data": {"path": str(path)}}), changes))
+
+
+def raw(leaf) -> np.ndarray:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def assert_identical(a, b):
+    """Two pytrees, bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b)):
+        assert x.dtype == y.dtype
+        assert raw(x).tobytes() == raw(y).tobytes(), f"{jax.tree_util.keystr(path)} differs"
