@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import trm_jax
 
 AXIS = "data"
+COMPILED = os.path.join("~", ".cache", "trm_jax", "compiled")  # where programs are kept unless told otherwise
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -57,7 +58,11 @@ def initialize() -> bool:
 
 
 def enable_compilation_cache(folder: str | os.PathLike) -> None:
-    """Keeps every compiled program in `folder`, small ones too, so that a restart does not compile again."""
+    """Keeps every compiled program in `folder`, small ones too, so that a restart does not compile again; "" does not.
+    """
+    if not folder:
+        return
+    folder = os.path.expanduser(folder)
     jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

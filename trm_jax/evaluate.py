@@ -192,7 +192,7 @@ def save(result: dict[str, Any], workdir: str | os.PathLike, of: str = "") -> pa
 
 def percent(value: float | None) -> str:
     """Two decimals, cut off rather than rounded up: 99.996 % is not 100 %."""
-    return "-" if value is None else f"{int(value * 10_000) / 100:.2f}"
+    return "-" if value is None else f"{int(value * 10_000 + 1e-6) / 100:.2f}"
 
 
 def table(result: dict[str, Any]) -> str:

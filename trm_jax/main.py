@@ -5,8 +5,6 @@ Trains and evaluates a config; the same command continues a run that was interru
 
 from __future__ import annotations
 
-import os
-import pathlib
 import sys
 
 from absl import app, flags
@@ -23,7 +21,7 @@ flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"],
                   "checkpoint. describe: parameters, FLOPs, memory and curriculum, without training.")
 flags.DEFINE_string("weights", None, "With --mode=evaluate: a file of `python -m trm_jax.weights`, evaluated instead "
                     "of the run's best checkpoint; the result still goes to --workdir.")
-flags.DEFINE_string("compilation_cache", os.path.join("~", ".cache", "trm_jax", "compiled"),
+flags.DEFINE_string("compilation_cache", distributed.COMPILED,
                     "Folder that keeps compiled programs between runs; empty: none.")
 flags.mark_flag_as_required("config")
 
@@ -41,8 +39,7 @@ def main(argv: list[str]) -> None:
             print(describe.describe(experiment))
             return
         distributed.initialize()
-        if FLAGS.compilation_cache:
-            distributed.enable_compilation_cache(pathlib.Path(FLAGS.compilation_cache).expanduser())
+        distributed.enable_compilation_cache(FLAGS.compilation_cache)
         if FLAGS.weights:
             weights.evaluate_file(experiment, FLAGS.workdir, FLAGS.weights)
         else:

@@ -17,7 +17,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -308,8 +307,7 @@ def load_example(export: weights.Export, number: int) -> tuple[np.ndarray, np.nd
 
 def open_source(args: argparse.Namespace) -> weights.Export:
     """The export behind --workdir or --weights, with compiled programs kept between calls."""
-    if args.compilation_cache:
-        distributed.enable_compilation_cache(Path(args.compilation_cache).expanduser())
+    distributed.enable_compilation_cache(args.compilation_cache)
     return weights.from_run(args.workdir) if args.workdir else weights.load(args.weights)
 
 
@@ -317,7 +315,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", help="folder of a run; its best checkpoint is used")
     source.add_argument("--weights", help="file written by python -m trm_jax.weights")
-    parser.add_argument("--compilation_cache", default=os.path.join("~", ".cache", "trm_jax", "compiled"),
+    parser.add_argument("--compilation_cache", default=distributed.COMPILED,
                         help="folder that keeps compiled programs between calls; empty: none")
     parser.add_argument("--max_steps", type=int, default=256, help="outer cycles at most (%(default)s)")
     parser.add_argument("--settle", type=int, default=8,
