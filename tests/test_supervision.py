@@ -158,5 +158,5 @@ def test_loss_is_the_sum_over_examples_and_unlabelled_ones_do_not_count(given):
     np.testing.assert_allclose(loss, np.sum(per_example), rtol=1e-4)
     assert sums.loss == loss and sums.count == B - 1
     labels = np.asarray(labels)
-    right = np.argmax(logits, -1) == labels
+    right = np.asarray(logits).argmax(-1) == labels
     assert sums.exact_accuracy == sum(right[i, labels[i] != losses.IGNORE].all() for i in range(B) if i != 2)
