@@ -26,6 +26,10 @@ COMPILED = os.path.join("~", ".cache", "trm_jax", "compiled")  # where programs 
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
+class DeviceError(ValueError):
+    """Devices or processes that do not fit the run; the message says which numbers would."""
+
+
 def initialize() -> bool:
     """Joins the other processes of this run, if the environment says that there are any; True if it did.
 
@@ -34,17 +38,17 @@ def initialize() -> bool:
     before anything else of jax is.
 
     Raises:
-      ValueError: only some of the three variables are set, or they are not numbers that fit each other.
+      DeviceError: only some of the three variables are set, or they are not numbers that fit each other.
     """
     if jax.distributed.is_initialized():
         return True
     env = os.environ
     if given := [name for name in _OURS if env.get(name)]:
         if missing := [name for name in _OURS if name not in given]:
-            raise ValueError(f"{', '.join(given)} set but not {', '.join(missing)}: set all three, or none")
+            raise DeviceError(f"{', '.join(given)} set but not {', '.join(missing)}: set all three, or none")
         count, process = env["JAX_NUM_PROCESSES"], env["JAX_PROCESS_ID"]
         if not (count.isdigit() and process.isdigit() and int(process) < int(count)):
-            raise ValueError(f"JAX_PROCESS_ID={process!r} must be a number from 0 to under "
+            raise DeviceError(f"JAX_PROCESS_ID={process!r} must be a number from 0 to under "
                              f"JAX_NUM_PROCESSES={count!r}")
         if int(count) == 1:
             return False
@@ -103,15 +107,15 @@ def check_batch(global_batch_size: int, mesh: Mesh, process_count: int | None = 
     """The share of the batch of each process, B / processes.
 
     Raises:
-      ValueError: the batch cannot be split evenly; names the nearest sizes that can.
+      DeviceError: the batch cannot be split evenly; names the nearest sizes that can.
     """
     devices, processes = mesh.size, jax.process_count() if process_count is None else process_count
     if devices % processes:
-        raise ValueError(f"{devices} devices cannot be shared out among {processes} processes")
+        raise DeviceError(f"{devices} devices cannot be shared out among {processes} processes")
     if global_batch_size < 1 or global_batch_size % devices:
         under = max(0, global_batch_size // devices * devices)
         near = [str(size) for size in (under, under + devices) if size > 0]
-        raise ValueError(f"{global_batch_size=} must be a multiple of the number of devices, {devices}; "
+        raise DeviceError(f"{global_batch_size=} must be a multiple of the number of devices, {devices}; "
                          f"the nearest that work: {' and '.join(near)}")
     return global_batch_size // processes
 
