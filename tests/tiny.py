@@ -13,7 +13,7 @@ SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
 TINY = {
     "arch": {"hidden_size": 8, "mlp_hidden_size": 16, "mixer_hidden_size": 8, "puzzle_emb_ndim": 8, "puzzle_emb_len": 2,
              "forward_dtype": "float32", "prob_detach_prev_H": 0.5},
-    "global_batch_size": 16, "total_steps": 8, "lr": 1e-2, "lr_warmup_steps": 2, "weight_decay": 0.01,
+    "global_batch_size": 16, "total_steps": 8, "lr": 1e-2, "lr_warmup_steps": 2, "weight_decay": 0.01, "ema_rate": 0.9,
     "eval": {"H_test": [1, 3], "batch_size": 8, "settled_cycles": 2},
     "checkpoint": {"interval_steps": 2},
     "log": {"interval_steps": 1},
