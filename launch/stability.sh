@@ -27,6 +27,6 @@ folders=()
 for seed in "${seeds[@]}"; do
   folders+=("$runs/seed-$seed")
   $run .venv/bin/python -m trm_jax.main --config=experiments/rsm_sudoku.py:quick --workdir="$runs/seed-$seed" \
-    --config.seed="$seed" --config.eval.max_examples=0 --config.eval.batch_size=256
+    --config.seed="$seed" --config.eval.max_examples=0
 done
 $run .venv/bin/python -m trm_jax.report "${folders[@]}" --min_exact 97.5 --at 64 --max_drop 1 --between 16 256
