@@ -1,4 +1,4 @@
-"""Builds dataset folders: generated puzzles, CSV files, or the official files of Sudoku-Extreme."""
+"""Builds dataset folders: generated puzzles, CSV files, or the official files of a published dataset."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -17,19 +19,47 @@ from trm_jax import puzzles
 from trm_jax.data import sources, store
 from trm_jax.data.store import DatasetError
 
-HUB_REPO = "sapientinc/sudoku-extreme"
-
 EXAMPLES = """examples:
   python -m trm_jax.data sudoku --generate --out data/easy --train 60000 --test 1000 --clues 41
   python -m trm_jax.data sudoku --generate --out data/6x6 --box 2x3 --minimal
   python -m trm_jax.data sudoku --csv train.csv.gz --test_csv test.csv.gz --out data/hard
   python -m trm_jax.data sudoku --csv train.csv --test_csv test.csv --out data/1k --subsample 1000 --num_aug 1000
   python -m trm_jax.data sudoku --hub --out data/sudoku-extreme
+  python -m trm_jax.data maze --generate --out data/maze-hard
+  python -m trm_jax.data maze --generate --size 10x10 --single_path --train 20000 --out data/maze-10
+  python -m trm_jax.data maze --hub --out data/maze-30x30-hard-1k
   python -m trm_jax.data bench --path data/easy --batch 512 --seconds 5
 """
-DEFAULTS = {"train": 60000, "test": 1000, "num_aug": 0}
-GENERATE_ONLY = ("train", "test", "clues", "blanks", "minimal")
-IMPORT_ONLY = ("subsample", "test_subsample", "num_aug", "min_rating")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a domain's command has of its own."""
+
+    hub: str  # where the official files are
+    train: int  # puzzles to generate unless told otherwise
+    test: int
+    generate_only: tuple[str, ...]  # options
+    import_only: tuple[str, ...]
+    domain: Callable[[argparse.Namespace], puzzles.Domain]
+    generator: Callable[[argparse.Namespace, puzzles.Domain], dict[str, Any]]  # what its generate takes
+
+
+SUDOKU = Kind(
+    hub="sapientinc/sudoku-extreme", train=60_000, test=1000,
+    generate_only=("train", "test", "clues", "blanks", "minimal"),
+    import_only=("subsample", "test_subsample", "num_aug", "min_rating"),
+    domain=lambda args: puzzles.get("sudoku", box_rows=args.box[0], box_cols=args.box[1]),
+    generator=lambda args, domain: {
+        "clues": args.clues if args.blanks is None else domain.seq_len - args.blanks})
+MAZE = Kind(
+    hub="sapientinc/maze-30x30-hard-1k", train=1000, test=1000,
+    generate_only=("train", "test", "min_length", "single_path"),
+    import_only=("subsample", "test_subsample", "min_rating"),
+    domain=lambda args: puzzles.get("maze", rows=args.size[0], cols=args.size[1]),
+    generator=lambda args, domain: {
+        "min_length": domain.default_min_length() if args.min_length is None else args.min_length,
+        "single_path": bool(args.single_path)})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,42 +88,57 @@ def parser() -> argparse.ArgumentParser:
                   formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
-    sudoku = commands.add_parser("sudoku", help="make a folder of Sudoku puzzles", epilog=EXAMPLES,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    sudoku.set_defaults(run=make_sudoku)
-    sudoku.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
-    sudoku.add_argument("--overwrite", action="store_true", help="replace DIR if it is a dataset folder")
-    sudoku.add_argument("--box", type=_box, default=(3, 3), metavar="RxC", help="rows x columns of a box (3x3)")
-    sudoku.add_argument("--seed", type=_count, default=0, help="of everything random here (0)")
-    mode = sudoku.add_argument_group("where the puzzles come from").add_mutually_exclusive_group(required=True)
-    mode.add_argument("--generate", action="store_true", help="new puzzles; train and test share no solution grid")
-    mode.add_argument("--csv", metavar="TRAIN", help="file source,question,answer,rating, plain or .gz")
-    mode.add_argument("--hub", action="store_true", help=f"official files of {HUB_REPO} on the Hugging Face hub")
-    made = sudoku.add_argument_group("with --generate")
-    made.add_argument("--train", type=_positive, metavar="N", help=f"training puzzles ({DEFAULTS['train']})")
-    made.add_argument("--test", type=_positive, metavar="N", help=f"test puzzles ({DEFAULTS['test']})")
+    sudoku, made, read = _add_kind(commands, "sudoku", SUDOKU, "Sudoku puzzles")
+    sudoku.add_argument("--box", type=_sides, default=(3, 3), metavar="RxC", help="rows x columns of a box (3x3)")
     clues = made.add_mutually_exclusive_group()
     clues.add_argument("--clues", type=_positive, metavar="N", help="clues per puzzle")
     clues.add_argument("--blanks", type=_count, metavar="N", help="the same, counted the other way")
     clues.add_argument("--minimal", action="store_true", default=None, help="no clue can be spared (the default)")
-    read = sudoku.add_argument_group("with --csv or --hub")
-    read.add_argument("--test_csv", metavar="TEST", help="the test file, needed with --csv")
-    read.add_argument("--subsample", type=_positive, metavar="N", help="keep N training puzzles, drawn by --seed")
-    read.add_argument("--test_subsample", type=_positive, metavar="N", help="keep N test puzzles")
-    read.add_argument("--min_rating", type=_count, metavar="R", help="keep puzzles rated R or more, train and test")
     read.add_argument("--num_aug", type=_count, metavar="N",
                       help="store N shuffles of each training puzzle beside it (0; published: 1000)")
+
+    maze, made, _ = _add_kind(commands, "maze", MAZE, "mazes; their symmetries are for training: data.augment")
+    maze.add_argument("--size", type=_sides, default=(30, 30), metavar="RxC", help="rows x columns (30x30)")
+    made.add_argument("--min_length", type=_count, metavar="N",
+                      help="the shortest path has more than N steps (110 at 30x30, as much for every cell elsewhere)")
+    made.add_argument("--single_path", action="store_true", default=None,
+                      help="walls are added until there is only one shortest path")
 
     bench = commands.add_parser("bench", help="measure the input pipeline on one core")
     bench.set_defaults(run=run_bench)
     bench.add_argument("--path", required=True, metavar="DIR", help="dataset folder")
+    bench.add_argument("--puzzle", choices=("sudoku", "maze"), default="sudoku",
+                       help="what is in it, if its files do not say (sudoku)")
     bench.add_argument("--batch", type=_positive, default=512)
     bench.add_argument("--seconds", type=float, default=5.0)
     return top
 
 
-def make_sudoku(args) -> None:
-    for name in IMPORT_ONLY + ("test_csv",) if args.generate else GENERATE_ONLY:
+def _add_kind(commands, name: str, kind: Kind, what: str):
+    """The options that all domains share: (parser, group of --generate, group of --csv and --hub)."""
+    command = commands.add_parser(name, help=f"make a folder of {what}", epilog=EXAMPLES,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.set_defaults(run=lambda args: make_folder(args, kind))
+    command.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
+    command.add_argument("--overwrite", action="store_true", help="replace DIR if it is a dataset folder")
+    command.add_argument("--seed", type=_count, default=0, help="of everything random here (0)")
+    mode = command.add_argument_group("where the puzzles come from").add_mutually_exclusive_group(required=True)
+    mode.add_argument("--generate", action="store_true", help="new puzzles; train and test share no solution grid")
+    mode.add_argument("--csv", metavar="TRAIN", help="file source,question,answer,rating, plain or .gz")
+    mode.add_argument("--hub", action="store_true", help=f"official files of {kind.hub} on the Hugging Face hub")
+    made = command.add_argument_group("with --generate")
+    made.add_argument("--train", type=_positive, metavar="N", help=f"training puzzles ({kind.train})")
+    made.add_argument("--test", type=_positive, metavar="N", help=f"test puzzles ({kind.test})")
+    read = command.add_argument_group("with --csv or --hub")
+    read.add_argument("--test_csv", metavar="TEST", help="the test file, needed with --csv")
+    read.add_argument("--subsample", type=_positive, metavar="N", help="keep N training puzzles, drawn by --seed")
+    read.add_argument("--test_subsample", type=_positive, metavar="N", help="keep N test puzzles")
+    read.add_argument("--min_rating", type=_count, metavar="R", help="keep puzzles rated R or more, train and test")
+    return command, made, read
+
+
+def make_folder(args, kind: Kind) -> None:
+    for name in kind.import_only + ("test_csv",) if args.generate else kind.generate_only:
         if getattr(args, name) is not None:
             raise DatasetError(f"--{name} has no meaning with {_mode(args)}")
     if args.test_csv is not None and not args.csv:
@@ -101,17 +146,20 @@ def make_sudoku(args) -> None:
     if args.csv and not args.test_csv:
         raise DatasetError("--csv needs --test_csv too")
     store.refuse_taken(args.out, args.overwrite)
-    domain = puzzles.get("sudoku", box_rows=args.box[0], box_cols=args.box[1])
+    domain = kind.domain(args)
     started = time.time()
-    options = {name: DEFAULTS.get(name) if getattr(args, name) is None else getattr(args, name)
-               for name in (GENERATE_ONLY if args.generate else IMPORT_ONLY)}
+    defaults = {"train": kind.train, "test": kind.test, "num_aug": 0}
+    options = {name: defaults.get(name) if getattr(args, name) is None else getattr(args, name)
+               for name in (kind.generate_only if args.generate else kind.import_only)}
     files = {}
     if args.generate:
-        clues = args.clues if args.blanks is None else domain.seq_len - args.blanks
-        options |= {"clues": clues, "minimal": clues is None}
-        train, test = sources.generate(domain, options["train"], options["test"], clues=clues, seed=args.seed)
+        how = kind.generator(args, domain)
+        options |= how
+        if "minimal" in options:
+            options["minimal"] = how["clues"] is None
+        train, test = sources.generate(domain, options["train"], options["test"], seed=args.seed, **how)
     else:
-        paths = _download() if args.hub else {"train": args.csv, "test": args.test_csv}
+        paths = _download(kind.hub) if args.hub else {"train": args.csv, "test": args.test_csv}
         keep = {"train": args.subsample, "test": args.test_subsample}
         read = {}
         for name, path in paths.items():
@@ -129,7 +177,7 @@ def make_sudoku(args) -> None:
         "puzzle": {"name": domain.name, **dataclasses.asdict(domain)},
         "command": "python -m trm_jax.data " + shlex.join(args.argv),
         "mode": _mode(args).lstrip("-"), "options": options, "seed": args.seed, "files": files,
-        "hub": HUB_REPO if args.hub else None,
+        "hub": kind.hub if args.hub else None,
         "counts": {name: {"examples": s.num_examples, "groups": s.num_groups} for name, s in splits.items()},
         "test_grids_in_train": shared,
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "trm_jax": trm_jax.__version__},
@@ -141,8 +189,9 @@ def make_sudoku(args) -> None:
 
 
 def summary(path, splits: dict[str, store.Split]) -> str:
-    """A table with a line for every split and source."""
-    lines = [f"{path}", f"{'split':6} {'source':32} {'puzzles':>9} {'examples':>10} {'mean rating':>11} {'clues':>6}"]
+    """A table with a line for every split and source. Last column: mean clues, or log2 of shortest paths of a maze."""
+    last = "clues" if splits["train"].log2_paths is None else "log2 paths"
+    lines = [f"{path}", f"{'split':6} {'source':32} {'puzzles':>9} {'examples':>10} {'mean rating':>11} {last:>10}"]
     for name, split in splits.items():
         one_of_group = split.puzzle_indices[split.group_indices[:-1]]
         for code, source in [(None, "all"), *enumerate(split.source_names)]:
@@ -150,9 +199,9 @@ def summary(path, splits: dict[str, store.Split]) -> str:
             first = one_of_group if code is None else one_of_group[split.sources[one_of_group] == code]
             if not len(first) or (code is not None and len(split.source_names) == 1):
                 continue
-            clues = (split.inputs[first] > 1).sum(axis=1).mean()
+            known = (split.inputs[first] > 1).sum(axis=1) if split.log2_paths is None else split.log2_paths[first]
             lines.append(f"{name:6} {source[:32]:32} {len(first):9,} {len(split.ratings[chosen]):10,} "
-                         f"{split.ratings[first].mean():11.1f} {clues:6.1f}")
+                         f"{split.ratings[first].mean():11.1f} {known.mean():10.1f}")
     return "\n".join(lines)
 
 
@@ -162,7 +211,7 @@ def run_bench(args) -> None:
 
     split = store.load(args.path, "train")
     provenance = store.load_provenance(args.path) or {}
-    puzzle = provenance.get("puzzle") or {"name": "sudoku", "seq_len": split.metadata.seq_len}
+    puzzle = provenance.get("puzzle") or {"name": args.puzzle, "seq_len": split.metadata.seq_len}
     domain = puzzles.get(**puzzle)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -179,26 +228,26 @@ def run_bench(args) -> None:
               f"(batch {args.batch}, seq_len {split.metadata.seq_len}, one core, {elapsed:.1f} s)")
 
 
-def _download() -> dict[str, str]:
+def _download(repo: str) -> dict[str, str]:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise DatasetError("--hub needs huggingface_hub: pip install 'trm_jax[hub]'") from error
     try:
-        return {name: hf_hub_download(HUB_REPO, f"{name}.csv", repo_type="dataset") for name in ("train", "test")}
+        return {name: hf_hub_download(repo, f"{name}.csv", repo_type="dataset") for name in ("train", "test")}
     except Exception as error:  # the hub's own errors, and those of three HTTP libraries under it
         reason = (str(error).splitlines() or [""])[0]
-        raise DatasetError(f"{HUB_REPO} could not be downloaded ({type(error).__name__}: {reason})") from error
+        raise DatasetError(f"{repo} could not be downloaded ({type(error).__name__}: {reason})") from error
 
 
 def _mode(args) -> str:
     return "--generate" if args.generate else "--csv" if args.csv else "--hub"
 
 
-def _box(text: str) -> tuple[int, int]:
+def _sides(text: str) -> tuple[int, int]:
     rows, x, cols = text.lower().partition("x")
     if not (x and rows.isdigit() and cols.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no box shape; write e.g. 3x3 or 2x3 (rows x columns)")
+        raise argparse.ArgumentTypeError(f"{text!r} is no box shape or maze size; write e.g. 3x3 or 2x3 (rows x columns)")
     return int(rows), int(cols)
 
 

@@ -26,9 +26,10 @@ from trm_jax.data.store import IGNORE_LABEL_ID, DatasetError, Split
 
 Batch = dict[str, np.ndarray]
 
-# Augmentation draws from one stream for each so many rows of the global batch. A process augments only the blocks
-# that touch its rows, and still gets the rows that any other number of processes would get.
+# Augmentation and fresh labels draw from one stream for each so many rows of the global batch. A process works only on
+# the blocks that touch its rows, and still gets the rows that any other number of processes would get.
 BLOCK_ROWS = 64
+LABELS = ("fixed", "random_path")
 
 _open: weakref.WeakSet[grain.DatasetIterator] = weakref.WeakSet()
 
@@ -40,11 +41,12 @@ def _close_all() -> None:
         batches.close()
 
 
-_ORDER, _EXAMPLES, _AUGMENT = range(3)  # independent random streams
+_ORDER, _EXAMPLES, _AUGMENT, _LABELS = range(4)  # independent random streams
 
 
 def train_batches(split: Split, domain=None, *, global_batch_size: int, seed: int = 0, augment: bool = False,
-                  process_index: int = 0, process_count: int = 1, prefetch: int = 2) -> grain.DatasetIterator:
+                  labels: str = "fixed", process_index: int = 0, process_count: int = 1,
+                  prefetch: int = 2) -> grain.DatasetIterator:
     """Endless iterator over {"inputs", "labels": [b, S], "puzzle_identifiers": [b]}, all int32, ignored labels -100.
 
     b = global_batch_size / process_count; process i gets rows [i*b, (i+1)*b) of the global batch.
@@ -54,6 +56,7 @@ def train_batches(split: Split, domain=None, *, global_batch_size: int, seed: in
     Args:
       domain: puzzle domain; needed for augmentation, and if given its sequence and vocabulary must be the split's.
       augment: a fresh symmetry of the domain for every example each time it is drawn.
+      labels: "fixed": as stored. "random_path": one of the shortest paths of each maze, fresh each time it is drawn.
       prefetch: batches prepared ahead by a background thread; 0: no thread.
     """
     meta = split.metadata
@@ -65,6 +68,10 @@ def train_batches(split: Split, domain=None, *, global_batch_size: int, seed: in
             f"{domain.seq_len} and {domain.vocab_size}; choose the domain that the dataset was made for")
     if augment and domain is None:
         raise DatasetError("augment=True needs a domain")
+    if labels not in LABELS:
+        raise DatasetError(f"{labels=} is unknown; there are {', '.join(LABELS)}")
+    if labels == "random_path" and not hasattr(domain, "shortest_paths"):
+        raise DatasetError(f"{labels=} is for mazes, not for {domain.name if domain else 'no domain'}")
     _slice_of(global_batch_size, process_index, process_count)
     most = int(np.maximum.reduceat(np.diff(split.puzzle_indices), split.group_indices[:-1]).sum())
     if most < global_batch_size:
@@ -73,8 +80,7 @@ def train_batches(split: Split, domain=None, *, global_batch_size: int, seed: in
             f"has {global_batch_size}: every epoch would be dropped. Set global_batch_size to {most} or less, or make "
             f"a larger training set")
     batches = _Prefetched(
-        _TrainIterator(split, domain if augment else None, global_batch_size, seed, process_index, process_count),
-        prefetch)
+        _TrainIterator(split, domain, augment, labels, global_batch_size, seed, process_index, process_count), prefetch)
     _open.add(batches)
     return batches
 
@@ -146,10 +152,11 @@ class _Prefetched(grain.experimental.ThreadPrefetchDatasetIterator):
 class _TrainIterator(grain.DatasetIterator):
     """Computes batches where it is asked; knows no threads."""
 
-    def __init__(self, split: Split, domain, global_batch_size: int, seed: int, process_index: int,
-                 process_count: int):
+    def __init__(self, split: Split, domain, augment: bool, labels: str, global_batch_size: int, seed: int,
+                 process_index: int, process_count: int):
         super().__init__()
         self._split, self._domain, self._seed, self._size = split, domain, seed, global_batch_size
+        self._augment, self._labels = augment, labels
         self._local = _slice_of(global_batch_size, process_index, process_count)
         self._epoch, self._batch = 0, 0  # the batch to come
         self._plan: EpochPlan | None = None  # of self._epoch
@@ -159,6 +166,7 @@ class _TrainIterator(grain.DatasetIterator):
         return {"epoch": self._epoch, "batch": self._batch} | self._identity()
 
     def set_state(self, state: dict[str, Any]) -> None:
+        state = {"labels": "fixed"} | state  # positions of older runs do not say
         for name, here in self._identity().items():
             if state.get(name) != here:
                 raise DatasetError(f"the saved position of the input pipeline has {name} = {state.get(name)}, "
@@ -167,8 +175,8 @@ class _TrainIterator(grain.DatasetIterator):
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same batch."""
-        return {"seed": self._seed, "global_batch_size": self._size, "augment": self._domain is not None,
-                "examples": self._split.num_examples, "groups": self._split.num_groups}
+        return {"seed": self._seed, "global_batch_size": self._size, "augment": self._augment,
+                "labels": self._labels, "examples": self._split.num_examples, "groups": self._split.num_groups}
 
     def __next__(self) -> Batch:
         if self._closed:
@@ -180,10 +188,10 @@ class _TrainIterator(grain.DatasetIterator):
             self._plan = plan_epoch(self._split, self._size, self._seed, self._epoch)
         examples, puzzles = self._rows(self._plan, self._batch)  # [B]
         low, high = self._local.start, self._local.stop
-        if self._domain is None:
+        if not self._augment and self._labels == "fixed":
             inputs, labels = self._split.inputs[examples[low:high]], self._split.labels[examples[low:high]]
         else:
-            inputs, labels = self._augmented(examples)
+            inputs, labels = self._fresh(examples)
         self._batch += 1
         return _to_batch(self._split, inputs, labels, puzzles[low:high])
 
@@ -201,13 +209,18 @@ class _TrainIterator(grain.DatasetIterator):
         shuffled = np.lexsort((keys, place))[:self._size]  # within each puzzle; only the last one can be cut
         return examples[shuffled], puzzles[place[:self._size]]
 
-    def _augmented(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _fresh(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         low, high = self._local.start, self._local.stop
         blocks = []
         for block in range(low // BLOCK_ROWS, -(-high // BLOCK_ROWS)):
             rows = examples[block * BLOCK_ROWS:(block + 1) * BLOCK_ROWS]
-            rng = _rng(self._seed, _AUGMENT, self._epoch, self._batch, block)
-            blocks.append(self._domain.augment(self._split.inputs[rows], self._split.labels[rows], rng))
+            inputs, labels = self._split.inputs[rows], self._split.labels[rows]
+            place = self._epoch, self._batch, block
+            if self._labels == "random_path":  # before the symmetry, which could turn a path but not a rule
+                labels = self._domain.shortest_paths(inputs, _rng(self._seed, _LABELS, *place))
+            if self._augment:
+                inputs, labels = self._domain.augment(inputs, labels, _rng(self._seed, _AUGMENT, *place))
+            blocks.append((inputs, labels))
         skip = low % BLOCK_ROWS
         inputs, labels = (np.concatenate(parts)[skip:skip + high - low] for parts in zip(*blocks, strict=True))
         return inputs, labels

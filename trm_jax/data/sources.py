@@ -1,4 +1,4 @@
-"""Where the examples of a dataset come from: a CSV file of Sudoku-Extreme's format, or the domain's generator.
+"""Where the examples of a dataset come from: a CSV file as published, or the domain's generator.
 
 CSV: header `source,question,answer,rating`, plain or .gz, one puzzle a line; the cells are the domain's text.
 """
@@ -36,6 +36,7 @@ class Examples:
     sources: np.ndarray  # [N] uint16 into source_names
     source_names: tuple[str, ...]
     rows: np.ndarray | None = None  # [N] row of the source file, ascending; None: all of them are here
+    log2_paths: np.ndarray | None = None  # [N] float32, of domains whose puzzles have several right answers
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -43,7 +44,7 @@ class Examples:
     def take(self, index: np.ndarray) -> Examples:
         rows = np.arange(len(self)) if self.rows is None else self.rows
         return Examples(self.inputs[index], self.labels[index], self.ratings[index], self.sources[index],
-                        self.source_names, rows[index])
+                        self.source_names, rows[index], None if self.log2_paths is None else self.log2_paths[index])
 
 
 def choose(examples: Examples, name: str, *, min_rating: int | None = None, subsample: int | None = None,
@@ -76,7 +77,8 @@ def to_split(examples: Examples, domain, *, num_aug: int = 0, seed: int = 0) -> 
     return store.make_split(
         inputs, labels, vocab_size=domain.vocab_size, group_indices=np.arange(len(examples) + 1) * copies,
         sources=np.repeat(examples.sources, copies), source_names=examples.source_names,
-        ratings=np.repeat(examples.ratings, copies), subsample=examples.rows)
+        ratings=np.repeat(examples.ratings, copies), subsample=examples.rows,
+        log2_paths=None if examples.log2_paths is None else np.repeat(examples.log2_paths, copies))
 
 
 def grid_keys(labels: np.ndarray) -> np.ndarray:
@@ -96,12 +98,11 @@ def count_shared_grids(train: Examples, test: Examples) -> int:
 # Generated.
 
 
-def generate(domain, train: int, test: int, *, clues: int | None = None, seed: int = 0) -> tuple[Examples, Examples]:
-    """Train and test examples that share no solution grid. clues None: minimal puzzles."""
-    how = {} if clues is None else {"clues": clues}
+def generate(domain, train: int, test: int, *, seed: int = 0, **how) -> tuple[Examples, Examples]:
+    """Train and test examples that share no solution grid; `how` is for the domain's generator."""
     seeds = np.random.SeedSequence(seed)
     seen: set[int] = set()  # keys of the puzzles in `parts`
-    parts: list[tuple[np.ndarray, ...]] = []  # inputs, labels, ratings
+    parts: list[tuple[np.ndarray, ...]] = []  # inputs, labels, ratings, for mazes log2_paths
     spare = 0  # puzzles beyond train + test, to replace those whose grid the other side has
     with tqdm(total=train + test, desc="generating", unit="puzzles", disable=None) as bar:
         fruitless = 0  # draws in a row without a new puzzle; each asks for twice as many as the one before
@@ -115,7 +116,7 @@ def generate(domain, train: int, test: int, *, clues: int | None = None, seed: i
                     raise DatasetError(f"no more than {len(seen)} different puzzles were found; ask for fewer")
                 parts.append(tuple(column[fresh] for column in drawn))
                 bar.update(min(len(fresh), bar.total - bar.n))
-            inputs, labels, ratings = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+            inputs, labels, ratings, *log2_paths = map(np.concatenate, zip(*parts, strict=True))
             in_train, in_test = _separate(grid_keys(labels), test)
             if len(in_train) >= train:  # in_test is full: there are enough puzzles
                 break
@@ -126,7 +127,7 @@ def generate(domain, train: int, test: int, *, clues: int | None = None, seed: i
 
     def part(index):
         return Examples(inputs[index], labels[index], ratings[index].astype(np.int32),
-                        np.zeros(len(index), np.uint16), ("generated",))
+                        np.zeros(len(index), np.uint16), ("generated",), None, *(a[index] for a in log2_paths))
 
     return part(in_train[:train]), part(in_test[:test])
 
@@ -159,7 +160,9 @@ def read_csv(path, domain) -> tuple[Examples, str]:
     """
     path = pathlib.Path(path)
     digest = hashlib.sha256()
-    tokens = _token_of_character(domain)
+    tokens = np.zeros(256, np.uint8)  # of each character, 0 (pad) where it is no cell
+    for symbol, token in domain.symbols.items():
+        tokens[ord(symbol)] = token
     inputs, labels, ratings, sources, names = [], [], [], [], {}
     first_line = 2
     try:
@@ -177,8 +180,9 @@ def read_csv(path, domain) -> tuple[Examples, str]:
         raise DatasetError(f"{path} cannot be read ({error})") from error
     if not inputs:
         raise DatasetError(f"{path} holds no puzzles")
-    return Examples(*(np.concatenate(parts) for parts in (inputs, labels, ratings, sources)),
-                    tuple(names)), digest.hexdigest()
+    inputs, labels, ratings, sources = map(np.concatenate, (inputs, labels, ratings, sources))
+    log2_paths = domain.log2_paths(inputs) if hasattr(domain, "log2_paths") else None
+    return Examples(inputs, labels, ratings, sources, tuple(names), None, log2_paths), digest.hexdigest()
 
 
 class _Hashing(io.RawIOBase):
@@ -273,18 +277,11 @@ def _check(inputs: np.ndarray, labels: np.ndarray, domain, path, first_line: int
         verdict = domain.verify(inputs[start:start + 8192], labels[start:start + 8192])
         if not np.all(verdict.solved):
             row = int(np.argmin(verdict.solved))
-            why = ("the answer has cells that are not filled" if not verdict.complete[row] else
-                   "the answer does not keep the clues of the question" if not verdict.clues[row] else
-                   "the answer breaks the rules of the puzzle")
-            raise DatasetError(f"{path}, line {first_line + start + row}: {why}")
-
-
-def _token_of_character(domain) -> np.ndarray:
-    """[256] uint8: the domain's token of each ASCII character, 0 (pad) where it is no cell."""
-    tokens = np.zeros(256, np.uint8)
-    for code in range(33, 127):
-        try:
-            tokens[code] = domain.encode("." * (domain.seq_len - 1) + chr(code))[-1]
-        except puzzles.PuzzleError:
-            continue
-    return tokens
+            where = f"{path}, line {first_line + start + row}: "
+            question, answer = inputs[start + row], labels[start + row]
+            try:
+                domain.check_clues(question)
+            except puzzles.PuzzleError as error:
+                raise DatasetError(f"{where}{error}") from None
+            rule = next(name for name in domain.broken if not getattr(verdict, name)[row])
+            raise DatasetError(f"{where}the answer {domain.broken[rule]} ({domain.explain(question, answer)})")

@@ -8,6 +8,7 @@ Folders written by the published scripts load here and ours load there. Only our
 
     DIR/provenance.json                     domain, command, options, seed, counts, versions
     DIR/SPLIT/all__ratings.npy              difficulty of every example
+    DIR/SPLIT/all__log2_paths.npy           mazes: log2 of the number of shortest paths of every example
     DIR/SPLIT/all__sources.npy, sources.json   index into the list of source names, for every example
     DIR/SPLIT/all__subsample.npy            rows of the source file that were kept, ascending, if not all were
 
@@ -63,6 +64,7 @@ class Split:
     sources: np.ndarray | None = None  # [E] uint16 into source_names
     source_names: tuple[str, ...] = ()
     ratings: np.ndarray | None = None  # [E] int32
+    log2_paths: np.ndarray | None = None  # [E] float32, mazes only
     subsample: np.ndarray | None = None  # rows of the source file that were kept; None: all, or unknown
 
     @property
@@ -75,7 +77,7 @@ class Split:
 
 
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
-EXTRAS = ("sources", "ratings", "subsample")
+EXTRAS = ("sources", "ratings", "log2_paths", "subsample")
 
 
 def make_split(inputs, labels, *, vocab_size: int, puzzle_identifiers=None, puzzle_indices=None, group_indices=None,
@@ -152,7 +154,8 @@ def check(split: Split, folder) -> None:
         if array is not None:
             rank = 2 if name in ("inputs", "labels") else 1
             need(array.ndim == rank, name, f"has shape {list(array.shape)}, must have {rank} dimension(s)")
-            need(np.issubdtype(array.dtype, np.integer), name, f"holds {array.dtype}, must hold integers")
+            kind, kinds = (np.floating, "floats") if name == "log2_paths" else (np.integer, "integers")
+            need(np.issubdtype(array.dtype, kind), name, f"holds {array.dtype}, must hold {kinds}")
     examples, seq_len = split.inputs.shape
     puzzles = len(split.puzzle_identifiers)
     need(examples > 0, "inputs", "holds no examples")
@@ -172,7 +175,7 @@ def check(split: Split, folder) -> None:
                 _npy(folder, "puzzle_identifiers"))
     for name in ("inputs", "labels"):
         _need_range(getattr(split, name), meta.vocab_size, "vocab_size", _npy(folder, name))
-    for name in ("sources", "ratings"):
+    for name in ("sources", "ratings", "log2_paths"):
         array = getattr(split, name)
         need(array is None or len(array) == examples, name, f"must have one entry for each of {examples} examples")
     if split.sources is not None:

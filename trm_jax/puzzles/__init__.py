@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-_DOMAINS = {"sudoku": ("trm_jax.puzzles.sudoku", "Sudoku")}
+_DOMAINS = {"sudoku": ("trm_jax.puzzles.sudoku", "Sudoku"), "maze": ("trm_jax.puzzles.maze", "Maze")}
 
 
 class PuzzleError(ValueError):
@@ -44,19 +44,30 @@ class Verdict(Protocol):
 
 
 class Domain(Protocol):
-    """B puzzles of S = seq_len cells; tokens are 0 (pad) .. vocab_size - 1, stored as uint8."""
+    """B puzzles of S = seq_len cells; tokens are 0 (pad) .. vocab_size - 1, stored as uint8.
+
+    A domain whose puzzles have several right answers (mazes) also has `shortest_paths(inputs, rng) -> labels` [B, S],
+    a fresh label for every puzzle, and `log2_paths(inputs)` [B], how many there are.
+    """
 
     name: str
+    verified_as: str  # what an answer is called that the verifier accepts
+    broken: dict[str, str]  # verdict field -> "the answer ..." where it is False; the most basic one first
 
     @property
     def seq_len(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...  # rows, columns
+    @property
+    def symbols(self) -> dict[str, int]: ...  # character of a cell -> token
 
     def encode(self, text: str) -> np.ndarray: ...  # [S]
     def decode(self, tokens: np.ndarray) -> str: ...  # tokens [S]
     def check_clues(self, inputs: np.ndarray) -> None: ...  # inputs [S]; PuzzleError if they contradict each other
     def verify(self, inputs: np.ndarray, answers: np.ndarray) -> Verdict: ...  # [B, S] each
+    def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str: ...  # [S] each; why it is not solved, or ""
     def augment(self, inputs: np.ndarray, labels: np.ndarray,
                 rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]: ...  # [B, S] each
     def generate(self, n: int, seed: int, **how: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...

@@ -3,23 +3,21 @@
 Tokens: 0 pad, 1 blank, digit d -> d + 1. Cells are read row by row. B puzzles, S = n * n cells, n the side, V = n + 2.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import math
-import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from trm_jax.puzzles import PuzzleError, Symmetry, sudoku_search
+from trm_jax.puzzles.stream import distinct
+from trm_jax.puzzles.stream import in_threads as _in_threads
 
 _DIGITS = "123456789ABCDEFG"
 _LINES = "|+\u2502\u2500\u253c"  # drawn between boxes, by hand or by render
 _FEWEST_CLUES = {(2, 2): 4, (2, 3): 8, (3, 2): 8, (3, 3): 17}  # proved minima; elsewhere n - 1 is a bound
 _CHECK_GUESSES = 5_000  # 9x9 stays far below; only 16x16 with few clues gets here
-_CHUNK = 32  # puzzles per call of a kernel, at most
 _BOLD, _CYAN, _CHANGED, _RESET = "\x1b[1m", "\x1b[36m", "\x1b[30;43m", "\x1b[0m"
 
 
@@ -52,6 +50,9 @@ class Sudoku:
     box_rows: int = 3
     box_cols: int = 3
     name = "sudoku"
+    verified_as = "verified"
+    broken = {"complete": "has cells that are not filled", "clues": "does not keep the clues of the question",
+              "rules": "breaks the rules of the puzzle"}
 
     def __post_init__(self):
         if min(self.box_rows, self.box_cols) < 2 or self.side > len(_DIGITS):
@@ -83,7 +84,16 @@ class Sudoku:
     def vocab_size(self) -> int:
         return self.side + 2
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.side, self.side
+
     # Text
+
+    @functools.cached_property
+    def symbols(self) -> dict[str, int]:
+        digits = {digit: d + 2 for d, digit in enumerate(_DIGITS[:self.side])}
+        return {".": 1, "0": 1} | digits | {digit.lower(): token for digit, token in digits.items()}
 
     def encode(self, text: str) -> np.ndarray:
         """Text -> tokens [S]. Digits are 1..9, then A..G in either case; '.' or '0' is a blank.
@@ -91,7 +101,6 @@ class Sudoku:
         A grid may be pasted over several lines: whitespace, '|', '+' and drawn lines are skipped, '-' only in lines
         that hold no cell (elsewhere some write it for a blank and some between boxes; we refuse to guess).
         """
-        symbols = ".0" + _DIGITS[:self.side]
         tokens = []
         for row, line in enumerate(text.splitlines(), 1):
             if set(line) <= set(_LINES + "-= \t"):
@@ -99,11 +108,11 @@ class Sudoku:
             for col, char in enumerate(line, 1):
                 if char.isspace() or char in _LINES:
                     continue
-                if char.upper() not in symbols:
+                if char not in self.symbols:
                     where = f"line {row}, column {col}" if "\n" in text.strip() else f"position {col}"
                     raise PuzzleError(f"unknown character {char!r} at {where}: a cell is one of "
                                       f"{_DIGITS[:self.side]}, or '.' or '0' for a blank")
-                tokens.append(max(symbols.index(char.upper()), 1))
+                tokens.append(self.symbols[char])
         if len(tokens) != self.seq_len:
             raise PuzzleError(f"got {len(tokens)} cells, expected {self.seq_len} ({self.side}x{self.side})")
         return np.array(tokens, np.uint8)
@@ -164,6 +173,15 @@ class Sudoku:
         clues = ((inputs < 2) | (inputs == answers)).all(axis=-1)
         return Verdict(*np.broadcast_arrays(digit.all(axis=-1), once.all(axis=-1), clues))
 
+    def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str:
+        """Why verify does not accept answer [S] to inputs [S]; "" if it does."""
+        complete, rules, clues = self.verify(inputs, answer)
+        if not rules:
+            cells = np.where((answer >= 1) & (answer < self.vocab_size), answer, 1)
+            first, *more = self.conflicts(cells)
+            return first + f" and {len(more)} more like that" * bool(more)
+        return "; ".join(["cells are left open"] * (not complete) + ["a clue was changed"] * (not clues))
+
     def solve(self, inputs: np.ndarray, limit: int = 2, max_guesses: int = 10_000_000) -> Solutions:
         """Solves inputs [B, S] by search, counting solutions up to `limit` (2 tells unique from not)."""
         inputs = np.array(self._puzzles(inputs, ndim=2), np.uint8, order="C")  # a copy: read-only would recompile
@@ -200,35 +218,20 @@ class Sudoku:
                               f"{fewest} to {self.seq_len}")
         base = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
         patience = 400_000 // self.seq_len  # candidates in a row that bring nothing new
-        seen, kept, first, barren = set(), [], 0, 0
-        while len(seen) < n:
-            count = min(max(n - len(seen), first), 16_384)  # the rarer the good ones, the larger the next block
+
+        def candidates(first, count):
             inputs, labels = np.empty((2, count, self.seq_len), np.uint8)
             rating, good = np.empty(count, np.int32), np.empty(count, bool)
 
-            def work(part, first=first, inputs=inputs, labels=labels, rating=rating, good=good):
+            def work(part):
                 sudoku_search.generate_range(first + part.start, base, clues or 0, _CHECK_GUESSES, self._peers,
                                              self._units, inputs[part], labels[part], rating[part], good[part])
 
             _in_threads(work, count)
-            fresh = []
-            for i, puzzle in enumerate(inputs):
-                if good[i] and (key := puzzle.tobytes()) not in seen:
-                    seen.add(key)
-                    fresh.append(i)
-                    barren = 0
-                else:
-                    barren += 1
-                if len(seen) == n:
-                    break
-                if barren > patience:
-                    raise PuzzleError(f"found only {len(seen)} of {n} different {self.side}x{self.side} puzzles with "
-                                      f"{clues or 'minimal'} clues: the last {barren} tries brought nothing new")
-            kept.append((inputs[fresh], labels[fresh], rating[fresh]))
-            first += count
-        if not kept:
-            return Puzzles(*np.empty((2, 0, self.seq_len), np.uint8), np.empty(0, np.int32))
-        return Puzzles(*map(np.concatenate, zip(*kept, strict=True)))
+            return good, inputs, labels, rating
+
+        what = f"{self.side}x{self.side} puzzles with {clues or 'minimal'} clues"
+        return Puzzles(*distinct(n, candidates, patience, what))
 
     # Symmetries
 
@@ -290,12 +293,3 @@ class Sudoku:
             raise PuzzleError(f"a puzzle's tokens are 1 (blank) to {self.vocab_size - 1}, "
                               f"got {inputs.min()} to {inputs.max()}")
         return inputs
-
-
-def _in_threads(work: Callable[[slice], None], count: int) -> None:
-    """work on slices of range(count), on every core that this process may use; the kernels release the GIL."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chunk = min(-(-count // cores), _CHUNK) or 1
-    parts = [slice(i, min(i + chunk, count)) for i in range(0, count, chunk)]
-    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
-        list(pool.map(work, parts))
