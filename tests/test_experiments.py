@@ -25,7 +25,9 @@ def load(path):
 
 
 FILES = {path.stem: load(path) for path in sorted((ROOT / "experiments").glob("*.py"))}
-ALL = [(name, variant) for name, module in FILES.items() for variant in module.VARIANTS]
+# The many ablations are one change each of what is here; tests/test_family.py parses them all and trains their kinds.
+ALL = [(name, variant) for name, module in FILES.items() if name != "trm_ablations_sudoku"
+       for variant in module.VARIANTS]
 
 
 def experiment(name, variant) -> config.Experiment:
@@ -57,7 +59,8 @@ def test_there_are_the_published_recipe_and_its_variants():
 @pytest.mark.parametrize("name, variant", ALL)
 def test_describes_itself(name, variant):
     e = experiment(name, variant)
-    text = describe.describe(e)
+    with jax.numpy_dtype_promotion("standard"):  # jax's attention in bfloat16
+        text = describe.describe(e)
     assert f"steps of {e.global_batch_size}" in text
     if (name, variant) in {("rsm_sudoku", v) for v in ("", "1k", "steady")}:
         assert "2,513,920 trained" in text and "14,968 steps of 512" in text

@@ -10,7 +10,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import math
+import os
+import pathlib
 import typing
 from typing import Any, Literal
 
@@ -33,8 +36,10 @@ class Arch:
     """The network and how often it is applied."""
 
     loss: Loss = Loss()
+    recursion: Literal["y_z", "single_z", "multi_z", "direct"] = "y_z"  # see recursion.py
     H_cycles: int = 2  # outer cycles at the first step; grows by curriculum_milestones
     L_cycles: int = 2  # inner cycles per outer cycle at the first step; grows by curriculum_L_milestones
+    H_layers: int = 0  # blocks in a second network f_H that updates the answer (HRM); 0: one network does both
     L_layers: int = 1  # blocks in the core
     hidden_size: int = 512
     num_heads: int = 8  # attention only
@@ -53,7 +58,14 @@ class Arch:
     halting_head: bool = False  # q_halt, q_continue from the first position (HRM, TRM)
     forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # activations; parameters and losses stay float32
     remat: bool = True  # the backward pass computes a core call anew instead of keeping what is inside of it
+    grad_calls: int = 0  # gradient through so many last core calls of the last cycle (HRM: 2); 0: all L_cycles + 1
+    supervision: Literal["terminal", "deep"] = "terminal"  # one loss per puzzle (RSM), or several with a carry
+    # Terminal supervision.
     prob_detach_prev_H: float = 0.99  # probability that the last but one outer update is detached too
+    # Deep supervision.
+    halt_max_steps: int = 16  # supervision steps on a puzzle at most; without a halting head, always
+    halt_exploration_prob: float = 0.1  # probability of not halting before a step drawn from 2 .. halt_max_steps
+    no_ACT_continue: bool = True  # halt if q_halt > 0 (TRM). False: if q_halt > q_continue, which is trained too (HRM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +80,26 @@ class Deepen:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    puzzle: Literal["sudoku"] = "sudoku"  # the domain: codec, verifier, augmentation
+    puzzle: Literal["sudoku", "maze"] = "sudoku"  # the domain: codec, verifier, augmentation
     path: str = "data/sudoku"  # dataset folder, as `python -m trm_jax.data` writes it
     make: str = ""  # the command that makes the folder, shown when it is missing
     augment: bool = False  # a fresh symmetry of every training puzzle each time it is drawn
+    # fixed: the labels of the dataset. random_path: of every training maze a shortest path, drawn uniformly each time
+    # it is drawn; exact match then means little, and the best checkpoint is the one with most shortest paths.
+    labels: Literal["fixed", "random_path"] = "fixed"
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    H_test: tuple[int, ...] = (16,)  # outer cycles at which answers are scored, all in one unroll
+    # Depths at which answers are scored, all in one unroll: in outer cycles with terminal supervision, in
+    # supervision steps (of H_cycles outer cycles each) with deep supervision.
+    H_test: tuple[int, ...] = (16,)
     L_test: tuple[int, ...] = ()  # inner cycles; one unroll each. (): the L of the last training step
     interval_steps: int = 0  # 0: only after the last step
     batch_size: int = 512
     max_examples: int = 0  # 0: the whole test set; otherwise a seeded sample of this many
-    settled_cycles: int = 4  # settled: the answer has not changed for this many outer cycles
+    settled_cycles: int = 4  # settled: the answer has not changed for this many units of H_test
+    stop_halted: bool = False  # a puzzle's answer stays as it is once the halting head wants to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +175,15 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
     return plain(dataclasses.asdict(experiment))
 
 
+def experiment_file(path: str | os.PathLike):
+    """The module of an experiment file, for one that is built on another."""
+    path = pathlib.Path(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def parse(config: ConfigDict | dict[str, Any]) -> Experiment:
     """ConfigDict (or the dict of a `config.json`) -> Experiment.
 
@@ -173,18 +200,24 @@ def parse(config: ConfigDict | dict[str, Any]) -> Experiment:
     return experiment
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> (old, new) for every field outside `MAY_CHANGE` in which two `to_json` dicts differ."""
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (old, new) for every field outside `MAY_CHANGE` in which two `to_json` dicts differ.
+
+    A field that `old` does not have yet stands at its default: a new field's default is what was done before.
+    """
     found = {}
-    for name in sorted({*old, *new}):
-        dotted = prefix + name
-        if dotted in MAY_CHANGE:
-            continue
-        a, b = old.get(name, "(absent)"), new.get(name, "(absent)")
-        if isinstance(a, dict) and isinstance(b, dict):
-            found |= differences(a, b, dotted + ".")
-        elif a != b:
-            found[dotted] = (a, b)
+
+    def compare(old, new, default, prefix):
+        for name in sorted({*old, *new}):
+            if (dotted := prefix + name) in MAY_CHANGE:
+                continue
+            standard = default.get(name, "(absent)")
+            a, b = old.get(name, standard), new.get(name, "(absent)")
+            if isinstance(a, dict) and isinstance(b, dict):
+                compare(a, b, standard if isinstance(standard, dict) else {}, dotted + ".")
+            elif a != b:
+                found[dotted] = (a, b)
+    compare(old, new, to_json(Experiment()), "")
     return found
 
 
@@ -243,22 +276,24 @@ def _impossible(e: Experiment) -> list[str]:
         if not ok:
             faults.append(f"{name} = {get(name)!r}: {rule}")
 
-    for name in ("arch.H_cycles", "arch.L_cycles", "arch.L_layers", "arch.hidden_size", "arch.num_heads",
+    for name in ("arch.L_layers", "arch.hidden_size", "arch.num_heads", "arch.halt_max_steps",
                  "global_batch_size", "epochs", "eval.batch_size", "eval.settled_cycles",
                  "checkpoint.interval_steps", "checkpoint.keep_last", "log.interval_steps"):
-        least = 2 if name == "arch.H_cycles" else 1
-        need(get(name) >= least, name, f"must be at least {least}"
-             + (" in training (the transition and the active cycle)" if least == 2 else ""))
-    for name in ("arch.puzzle_emb_ndim", "arch.puzzle_emb_len", "arch.mlp_hidden_size", "arch.mixer_hidden_size",
-                 "seed", "total_steps", "lr_warmup_steps", "eval.interval_steps", "eval.max_examples", "grad_clip_norm",
-                 "transition_lr_warmup_steps", "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay",
-                 "optimizer_reset_scale", "puzzle_emb_lr", "lr"):
+        need(get(name) >= 1, name, "must be at least 1")
+    _impossible_recursion(e, need)
+    _impossible_supervision(e, need)
+    for name in ("arch.H_layers", "arch.grad_calls", "arch.puzzle_emb_ndim", "arch.puzzle_emb_len",
+                 "arch.mlp_hidden_size", "arch.mixer_hidden_size", "seed", "total_steps", "lr_warmup_steps",
+                 "eval.interval_steps", "eval.max_examples", "grad_clip_norm", "transition_lr_warmup_steps",
+                 "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay", "optimizer_reset_scale",
+                 "puzzle_emb_lr", "lr"):
         need(get(name) >= 0, name, "must not be negative")
-    for name in ("arch.prob_detach_prev_H", "deepen.carry_share", "deepen.carry_keep_prob", "deepen.tail_prob",
-                 "lr_min_ratio"):
+    for name in ("arch.prob_detach_prev_H", "arch.halt_exploration_prob", "deepen.carry_share",
+                 "deepen.carry_keep_prob", "deepen.tail_prob", "lr_min_ratio"):
         need(0 <= get(name) <= 1, name, "is a share, from 0 to 1 (not percent)")
     for name in ("beta1", "beta2", "ema_rate"):
         need(0 <= getattr(e, name) < 1, name, "must be at least 0 and under 1")
+    need(e.data.labels == "fixed" or e.data.puzzle == "maze", "data.labels", "is for data.puzzle = 'maze'")
     need(e.arch.expansion > 0, "arch.expansion", "must be positive")
     need(e.arch.rms_norm_eps > 0, "arch.rms_norm_eps", "must be positive")
     if not e.arch.mlp_t:
@@ -290,3 +325,49 @@ def _impossible(e: Experiment) -> list[str]:
     need(list(e.eval.H_test) == sorted(set(e.eval.H_test)), "eval.H_test", "must ascend")
     need(all(l >= 1 for l in e.eval.L_test), "eval.L_test", "needs entries of at least 1")
     return faults
+
+
+def _impossible_recursion(e: Experiment, need) -> None:
+    a = e.arch
+    transition = a.supervision == "terminal" and a.prob_detach_prev_H != 1
+    need(a.H_cycles >= 1 + transition, "arch.H_cycles", f"must be at least {1 + transition}"
+         + (" in training (the transition and the active cycle)" if transition else ""))
+    if a.recursion == "direct":
+        need(a.L_cycles == 0, "arch.L_cycles", "must be 0 with arch.recursion = 'direct' (there are no inner cycles)")
+    else:
+        need(a.L_cycles >= 1, "arch.L_cycles", "must be at least 1")
+    if a.recursion in ("single_z", "direct"):
+        need(a.H_layers == 0, "arch.H_layers",
+             f"must be 0 with arch.recursion = {a.recursion!r}: there is one latent, and one network that updates it")
+    if a.recursion in ("multi_z", "direct"):
+        why = f"with arch.recursion = {a.recursion!r} the number of inner cycles is fixed by what there is to update"
+        need(not e.curriculum_L_milestones, "curriculum_L_milestones", f"must be empty: {why}")
+        need(all(L == a.L_cycles for L in e.eval.L_test), "eval.L_test", f"must be empty: {why}")
+    need(a.grad_calls <= a.L_cycles + 1, "arch.grad_calls",
+         f"must be at most L_cycles + 1 = {a.L_cycles + 1}, the calls of the last outer cycle; 0 stands for all")
+
+
+def _impossible_supervision(e: Experiment, need) -> None:
+    a = e.arch
+    if a.halting_head:
+        need(a.puzzle_emb_ndim > 0, "arch.halting_head",
+             "has no position to read from: it reads the first of the prefix, set arch.puzzle_emb_ndim")
+    else:
+        need(not e.eval.stop_halted, "eval.stop_halted", "needs arch.halting_head = True")
+    if a.supervision == "terminal":
+        need(not a.halting_head, "arch.halting_head", "is trained by arch.supervision = 'deep' only")
+        need(a.no_ACT_continue, "arch.no_ACT_continue", "needs arch.supervision = 'deep' and a halting head")
+        return
+    if not a.halting_head:
+        need(a.no_ACT_continue, "arch.no_ACT_continue", "ACT needs arch.halting_head = True")
+        need(a.halt_exploration_prob == 0, "arch.halt_exploration_prob",
+             "must be 0 without a halting head: every puzzle takes halt_max_steps steps")
+    need(a.halt_exploration_prob == 0 or a.halt_max_steps >= 2, "arch.halt_max_steps",
+         "must be at least 2 with halt_exploration_prob > 0")
+    need(a.prob_detach_prev_H == 1, "arch.prob_detach_prev_H",
+         "must be 1 with arch.supervision = 'deep': all cycles but the last are detached there")
+    for name in ("curriculum_milestones", "curriculum_L_milestones"):
+        need(not getattr(e, name), name, "need arch.supervision = 'terminal': a carry is of one depth")
+    for name in ("carry_share", "tail_prob"):
+        need(getattr(e.deepen, name) == 0, f"deepen.{name}",
+             "needs arch.supervision = 'terminal'; deep supervision has a carry of its own")

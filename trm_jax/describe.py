@@ -6,14 +6,17 @@ import math
 
 import jax
 
+from trm_jax import evaluate
 from trm_jax.config import Experiment
 from trm_jax.data import store
 from trm_jax.models.layers import swiglu_hidden
 from trm_jax.models.network import Shape, prefix_len
 from trm_jax.state import Data, System, total_steps
+from trm_jax.supervision import detached_calls
 
 # Of the published datasets, for when the folder is not there yet: shape and training groups.
-PUBLISHED = {"sudoku": (Shape(seq_len=81, vocab_size=11), 3_831_994)}
+PUBLISHED = {"sudoku": (Shape(seq_len=81, vocab_size=11), 3_831_994),
+             "maze": (Shape(seq_len=900, vocab_size=6), 1000)}
 
 
 def describe(experiment: Experiment) -> str:
@@ -40,13 +43,15 @@ def describe(experiment: Experiment) -> str:
         f"V {shape.vocab_size}, {shape.num_puzzle_identifiers:,} puzzle identifiers",
         f"parameters     {model.parameter_count():,} trained; puzzle table "
         f"{shape.num_puzzle_identifiers * e.arch.puzzle_emb_ndim:,}",
-        f"one core call  {human(model.core_flops(), 'FLOP')} per example",
+        f"system         {system_line(e)}",
+        f"one core call  {human(model.core_flops(), 'FLOP')} per example"
+        + (f"; of f_H {human(model.calls_flops(1), 'FLOP')}" if e.arch.H_layers else ""),
         f"whole run      {steps:,} steps of {B} = {steps * B:,} examples, {human(flops, 'FLOP')}",
         f"state          {human(state_bytes, 'B')} (parameters, moments, EMA, table, carry) on every device",
         f"activations    about {human(activation_bytes(system, deepest) * B, 'B')} for a batch of {B} at L {deepest}, "
         "shared by the devices",
-        f"evaluation     H_test {', '.join(map(str, e.eval.H_test))}; one example to H {e.eval.H_test[-1]}: "
-        f"{human(system.test_flops_per_example(e.eval.H_test[-1], stages[-1][3]), 'FLOP')}",
+        f"evaluation     H_test {', '.join(map(str, e.eval.H_test))} {evaluate.unit(e.arch)}; one example to "
+        f"H {e.eval.H_test[-1]}: {human(system.test_flops_per_example(e.eval.H_test[-1], stages[-1][3]), 'FLOP')}",
         "",
         "    from step    to step    H    L   FLOP per example and step",
     ]
@@ -55,14 +60,28 @@ def describe(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
+def system_line(e: Experiment) -> str:
+    a = e.arch
+    networks = f"networks of {a.L_layers} and {a.H_layers} layers" if a.H_layers else f"{a.L_layers} layers"
+    calls = f"the last {a.grad_calls} calls" if a.grad_calls else "all calls of the last cycle"
+    parts = [a.recursion, networks, f"gradient through {calls}", f"{a.supervision} supervision"]
+    if a.supervision == "deep":
+        parts.append(f"at most {a.halt_max_steps} step{'s' * (a.halt_max_steps > 1)}")
+    if a.halting_head:
+        parts.append(f"halts if q_halt > {0 if a.no_ACT_continue else 'q_continue'}")
+    return ", ".join(parts)
+
+
 def activation_bytes(system: System, L: int) -> int:
-    """Estimate, per example: what the L + 1 calls with gradient keep for the backward pass."""
+    """Estimate, per example: what the calls with gradient keep for the backward pass."""
     a, model = system.experiment.arch, system.model
     width = 2 if a.forward_dtype == "bfloat16" else 4
     T, D = model.T, a.hidden_size
     mlp = 3 * T * (a.mlp_hidden_size or swiglu_hidden(D, a.expansion))
     mixer = 3 * D * (a.mixer_hidden_size or swiglu_hidden(T, a.expansion)) if a.mlp_t else 5 * T * D
-    return (L + 1) * a.L_layers * (mlp + mixer + 6 * T * D) * width
+    calls = L + 1 - detached_calls(model, L)
+    layers = (calls - 1) * a.L_layers + (a.H_layers or a.L_layers)
+    return layers * (mlp + mixer + 6 * T * D) * width
 
 
 def human(value: float, unit: str) -> str:

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from trm_jax import checkpoints, distributed, losses, metrics, recursion
+from trm_jax import checkpoints, config, distributed, losses, metrics, recursion
 from trm_jax.data import pipeline
 from trm_jax.distributed import AXIS
 from trm_jax.models.network import Model
@@ -32,24 +32,26 @@ class Answers(NamedTuple):
     """What a batch answers at each of K depths."""
 
     tokens: Array  # uint8 [K, B, S]
-    unchanged: Array  # int32 [K, B], outer cycles since the answer last changed
+    unchanged: Array  # int32 [K, B], test steps since the answer last changed
+    done: Array  # int32 [K, B], test steps done: all, unless slots stop when they have halted
 
 
-@functools.partial(jax.jit, static_argnames=("model", "mesh", "L"))
+@functools.partial(jax.jit, static_argnames=("model", "mesh", "L", "stop_halted"))
 def answers_at(model: Model, mesh: Mesh, weights: Weights, inputs: Array, identifiers: Array, depths: Array,
-               L: int) -> Answers:
-    """Answers after each of `depths` [K] outer cycles (ascending), all from one unroll.
+               L: int, stop_halted: bool = False) -> Answers:
+    """Answers after each of `depths` [K] test steps (ascending, see Model.test_step), all from one unroll.
 
     The batch is split over the mesh, and no device hears of another.
     """
     def local(weights, inputs, identifiers, depths):
+        halts = functools.partial(model.wants_to_halt, weights.params) if stop_halted else None
         core = model.core(weights.params)
         decode = functools.partial(model.answer, weights.params)
         x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
 
         def advance(watched, cycles):
-            watched = recursion.unroll_watched(core, watched, x, cycles, L, decode)
-            return watched, Answers(watched.answer, watched.unchanged)
+            watched = recursion.unroll_watched(core, watched, x, cycles, L, decode, model.test_step, halts)
+            return watched, Answers(watched.answer, watched.unchanged, watched.done)
 
         start = recursion.watch(model.initial_latents(weights.fixed, inputs.shape[0]), decode)
         steps = jnp.diff(depths, prepend=jnp.zeros(1, depths.dtype))
@@ -95,6 +97,7 @@ class Evaluator:
             "step": int(step),
             "total_steps": system.total_steps,
             "settled_cycles": e.settled_cycles,
+            "H_test_unit": unit(system.experiment.arch),
             "device": distributed.device_description(),
             "seconds": time.perf_counter() - begun,
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -106,32 +109,40 @@ class Evaluator:
         depths = np.asarray(e.H_test, np.int32)
         per_process = self._batch_size // jax.process_count()
         local = slice(jax.process_index() * per_process, (jax.process_index() + 1) * per_process)
-        inputs, labels, tokens, unchanged = [], [], [], []
+        inputs, labels, parts = [], [], []
         done, reported = 0, time.perf_counter()
         for batch in pipeline.test_batches(data.test, self._batch_size, rows=self._rows):
             placed = distributed.put_batch(
                 self._mesh, {k: batch[k][local] for k in ("inputs", "puzzle_identifiers")})
             answers = answers_at(self._system.model, self._mesh, weights, placed["inputs"],
                                  placed["puzzle_identifiers"],
-                                 jax.device_put(depths, distributed.replicated(self._mesh)), L)
+                                 jax.device_put(depths, distributed.replicated(self._mesh)), L, e.stop_halted)
             answers = Answers(*map(distributed.gather_to_host, answers))
             valid = batch["valid"]
             inputs.append(batch["inputs"][valid])
             labels.append(batch["labels"][valid])
-            tokens.append(answers.tokens[:, valid])
-            unchanged.append(answers.unchanged[:, valid])
+            parts.append(Answers(*(array[:, valid] for array in answers)))
             done += int(valid.sum())
             if time.perf_counter() - reported > REPORT_SECONDS and done < len(self._rows):
                 reported = time.perf_counter()
                 note(f"evaluating to H {depths[-1]}, L {L}: {done:,} of {len(self._rows):,} puzzles")
         inputs, labels = np.concatenate(inputs), np.concatenate(labels)
+        answers = Answers(*(np.concatenate(arrays, 1) for arrays in zip(*parts)))
         sources = data.test.sources[self._rows] if data.test.sources is not None else None
         return [
             {"H_test": int(H), "L_test": L,
              "flops_per_example": self._system.test_flops_per_example(int(H), L),
-             **score(data.domain, inputs, labels, answer, still >= e.settled_cycles, sources, data.test.source_names)}
-            for H, answer, still in zip(depths, np.concatenate(tokens, 1), np.concatenate(unchanged, 1))
+             **score(data.domain, inputs, labels, answer, still >= e.settled_cycles, sources, data.test.source_names),
+             **({"mean_steps": float(steps.mean())} if e.stop_halted else {})}
+            for H, answer, still, steps in zip(depths, *answers)
         ]
+
+
+def unit(arch: config.Arch) -> str:
+    """What H_test counts, and settled_cycles with it."""
+    if arch.supervision == "terminal":
+        return "outer cycles"
+    return f"supervision steps of {arch.H_cycles} outer cycle{'s' * (arch.H_cycles > 1)} each"
 
 
 def score(domain, inputs, labels, answers, settled, sources=None, source_names=()) -> dict[str, Any]:
@@ -201,13 +212,16 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['examples']:,} test puzzles ({result['sample']}) of {result['dataset']}, {result['parameters']} "
         f"parameters, step {result['step']:,}, {result['seconds']:.0f} s on {result['device']}",
-        f"settled: the answer has not changed for {k} outer cycles; all figures in %",
+        f"H_test counts {result['H_test_unit']}; settled: the answer has not changed for {k} of them; all figures in %",
         "  H_test  L_test   exact    cell  verified  settled  settled of right  settled of wrong",
     ]
     for f in result["figures"]:
         cells = [percent(f[name]) for name in ("exact_accuracy", "cell_accuracy", "verified", "settled",
                                                "settled_among_right", "settled_among_wrong")]
         lines.append("{:>8}{:>8}{:>8}{:>8}{:>10}{:>9}{:>18}{:>18}".format(f["H_test"], f["L_test"], *cells))
+    if "mean_steps" in result["figures"][-1]:
+        lines.append("  a puzzle stops when it has halted; mean steps: " + ", ".join(
+            f"{f['mean_steps']:.2f} (H_test {f['H_test']})" for f in result["figures"]))
     sources = result["figures"][-1].get("by_source", {})
     if len(sources) > 1:
         lines.append(f"  exact by source at H_test {result['figures'][-1]['H_test']}: " + ", ".join(

@@ -44,6 +44,11 @@ def per_example(loss_type: str, logits: Array, labels: Array) -> Array:
     return jnp.sum(jnp.where(labelled, token, 0), axis=-1) / jnp.maximum(count, 1)
 
 
+def binary_cross_entropy(logits: Array, target: Array) -> Array:
+    """Of a logit and a probability (or a bool), elementwise."""
+    return optax.sigmoid_binary_cross_entropy(logits, target.astype(logits.dtype))
+
+
 class Scores(NamedTuple):
     """Per example. An example without a label is not valid and right nowhere."""
 

@@ -1,15 +1,26 @@
-"""Recursions over a core: pure functions that apply one small network again and again.
+"""Recursions over a core: pure functions that apply one small network (or two) again and again.
 
 A core is any function (state, injection) -> state on arrays of one shape; the parameters are in its closure.
 `y` is the answer (z_H in published code), `z` the reasoning (z_L), `x` the embedded puzzle, all [T, B, D].
-H counts outer cycles, L the inner cycles of each. H may be traced everywhere; L is a Python int, because its
-calls carry gradients in training and reverse mode needs their number.
+H counts outer cycles (the papers' T), L the inner cycles of each (their n). H may be traced everywhere; L is a
+Python int, because its calls carry gradients in training and reverse mode needs their number.
 
-RSM's training step (arXiv:2603.15641), cycle by cycle:
+A recursion is one function (core, latents, x, L, detached) -> latents, one *cycle* of it; `RECURSIONS` names them:
 
-    latents = warm_up(core, latents, x, H - 2, L)           # cycles 1 .. H-2: no gradient
-    latents = transition(core, latents, x, L, keep)         # cycle H-1: gradient of its outer update, if kept
-    latents = outer_cycle(core, latents, x, L)              # cycle H: gradient through all L + 1 calls
+    outer_cycle      answer and reasoning: TRM, RSM, and with two networks HRM (TRM paper, figures 2 and 3)
+    single_z_cycle   one latent for both (figure 4)
+    multi_z_cycle    a reasoning latent for each inner cycle (figure 5)
+    direct_cycle     one pass through the network
+
+All else is said once, for any of them. TRM's and HRM's deep_recursion, and RSM's training step (arXiv:2603.15641),
+line by line:
+
+    latents = warm_up(core, latents, x, H - 1, L, cycle)              # TRM: no gradient in T-1 cycles
+    latents = cycle(core, latents, x, L, detached)                    # TRM, HRM: gradient of the last calls
+
+    latents = warm_up(core, latents, x, H - 2, L, cycle)              # RSM: cycles 1 .. H-2, no gradient
+    latents = transition(core, latents, x, L, keep, cycle)            # cycle H-1: its outer update's, if kept
+    latents = cycle(core, latents, x, L)                              # cycle H: gradient through all L + 1 calls
 """
 
 from __future__ import annotations
@@ -25,51 +36,137 @@ Array = jax.Array
 Core = Callable[[Array, Array], Array]
 
 
+class Cores(NamedTuple):
+    """Two networks, as HRM has them. Wherever a core is asked for, one function stands for both."""
+
+    L: Core  # f_L, reasons
+    H: Core  # f_H, answers
+
+
 class Latents(NamedTuple):
-    y: Array  # [T, B, D] answer
-    z: Array  # [T, B, D] reasoning
+    y: Array  # [T, B, D] answer: what the heads read
+    z: Any  # [T, B, D] reasoning; multi-scale z: a tuple of them; a single latent: ()
 
 
-def inner_cycles(core: Core, latents: Latents, x: Array, L: int) -> Array:
-    """z after L times z = core(z, y + x).  [T, B, D]."""
-    injection = latents.y + x
-    z, _ = lax.scan(lambda z, _: (core(z, injection), None), latents.z, length=L)
-    return z
+Cycle = Callable[..., Latents]  # (core, latents, x, L, detached=0) -> latents
 
 
-def outer_cycle(core: Core, latents: Latents, x: Array, L: int) -> Latents:
-    """The published nested loop, once: L times z = core(z, y + x), then y = core(y, z)."""
-    z = inner_cycles(core, latents, x, L)
-    return Latents(y=core(latents.y, z), z=z)
+def networks(core: Core | Cores) -> Cores:
+    return core if isinstance(core, Cores) else Cores(core, core)
 
 
-def warm_up(core: Core, latents: Latents, x: Array, H: int | Array, L: int) -> Latents:
-    """H outer cycles that no gradient enters or leaves.
+def repeat(call: Callable[[Array], Array], state: Array, times: int, detached: int) -> Array:
+    """`times` times state = call(state), the first `detached` of them without gradient."""
+    if detached:
+        state = lax.stop_gradient(repeat(call, state, detached, 0))
+    if times == detached:
+        return state
+    return lax.scan(lambda s, _: (call(s), None), state, length=times - detached)[0]
+
+
+# The recursions: one cycle each, the papers' latent_recursion. The outer update always keeps its gradient, and so do
+# the inner calls but for the first `detached`: all L + 1 calls (TRM), the last f_L and f_H (HRM: L - 1), the last k.
+
+
+def outer_cycle(core: Core | Cores, latents: Latents, x: Array, L: int, detached: int = 0) -> Latents:
+    """The published nested loop, once: L times z = f_L(z, y + x), then y = f_H(y, z).
+
+    Figure 3 (TRM: one network is both), figure 2 (HRM: two networks).
+    """
+    f_L, f_H = networks(core)
+    y, z = latents
+    injection = y + x
+    z = repeat(lambda z: f_L(z, injection), z, L, detached)  # latent reasoning
+    y = f_H(y, z)  # refine output answer
+    return Latents(y, z)
+
+
+def single_z_cycle(core: Core | Cores, latents: Latents, x: Array, L: int, detached: int = 0) -> Latents:
+    """Figure 4: one latent, here `y`: L times y = f_L(y, x), then y = f_H(y, 0).
+
+    Deviation of the published code from the figure, followed here: the last call does without the puzzle x.
+    """
+    f_L, f_H = networks(core)
+    y = repeat(lambda y: f_L(y, x), latents.y, L, detached)
+    return Latents(f_H(y, jnp.zeros_like(y)), ())
+
+
+def multi_z_cycle(core: Core | Cores, latents: Latents, x: Array, L: int, detached: int = 0) -> Latents:
+    """Figure 5: L reasoning latents; in turn z[i] = f_L(sum of z, y + x), then y = f_H(y, sum of z)."""
+    f_L, f_H = networks(core)
+    y, z = latents
+    injection = y + x
+    for i in range(L):
+        z = (*z[:i], f_L(sum(z[1:], z[0]), injection), *z[i + 1:])
+        if i + 1 == detached:
+            z = lax.stop_gradient(z)
+    y = f_H(y, sum(z[1:], z[0]))
+    return Latents(y, z)
+
+
+def direct_cycle(core: Core | Cores, latents: Latents, x: Array, L: int = 0, detached: int = 0) -> Latents:
+    """Direct prediction: y = f_H(y, x). There are no inner cycles, L is 0."""
+    return Latents(networks(core).H(latents.y, x), ())
+
+
+class Recursion(NamedTuple):
+    cycle: Cycle
+    starts: Callable[[int], Latents]  # L -> published names of the vectors [D] that the latents start from
+
+
+RECURSIONS = {
+    "y_z": Recursion(outer_cycle, lambda L: Latents("H_init", "L_init")),
+    "single_z": Recursion(single_z_cycle, lambda L: Latents("L_init", ())),
+    "multi_z": Recursion(multi_z_cycle, lambda L: Latents("H_init", tuple(f"L{i + 1}_init" for i in range(L)))),
+    "direct": Recursion(direct_cycle, lambda L: Latents("H_init", ())),
+}
+
+
+# Training: what has no gradient.
+
+
+def warm_up(core: Core | Cores, latents: Latents, x: Array, H: int | Array, L: int,
+            cycle: Cycle = outer_cycle) -> Latents:
+    """H cycles that no gradient enters or leaves.
 
     The stop on the *outputs* is what detaches the parameters in the core's closure as well: without it a
     traced H makes reverse mode fail, and a Python H silently differentiates through every cycle.
     """
     latents, x = lax.stop_gradient((latents, x))
-    latents = lax.fori_loop(0, H, lambda _, s: outer_cycle(core, s, x, L), latents)
-    return lax.stop_gradient(latents)
+    return lax.stop_gradient(unroll(core, latents, x, H, L, cycle))
 
 
-def transition(core: Core, latents: Latents, x: Array, L: int, keep: Array) -> Latents:
-    """An outer cycle whose inner cycles are detached and whose outer update keeps its gradient where `keep`.
+def transition(core: Core | Cores, latents: Latents, x: Array, L: int, keep: Array,
+               cycle: Cycle = outer_cycle) -> Latents:
+    """A cycle whose inner calls are detached and whose outer update keeps its gradient where `keep`.
 
     Args:
       keep: bool [], one coin for the whole batch, as in the published code. The backward pass of the update
         is paid for only when it comes up True.
     """
+    f_L, f_H = networks(core)
+
+    def outer(state, injection):
+        return lax.cond(keep, f_H, lambda s, i: lax.stop_gradient(f_H(s, i)), state, injection)
     latents, x = lax.stop_gradient((latents, x))
-    z = lax.stop_gradient(inner_cycles(core, latents, x, L))
-    y = lax.cond(keep, core, lambda y, z: lax.stop_gradient(core(y, z)), latents.y, z)
-    return Latents(y=y, z=z)
+    return cycle(Cores(f_L, outer), latents, x, L, detached=L)
 
 
-def unroll(core: Core, latents: Latents, x: Array, steps: int | Array, L: int) -> Latents:
-    """Test time: `steps` outer cycles in constant memory. Not differentiable."""
-    return lax.fori_loop(0, steps, lambda _, s: outer_cycle(core, s, x, L), latents)
+# Test time. Not differentiable.
+
+
+def unroll(core: Core | Cores, latents: Latents, x: Array, steps: int | Array, L: int,
+           cycle: Cycle = outer_cycle) -> Latents:
+    """`steps` cycles in constant memory."""
+    return lax.fori_loop(0, steps, lambda _, s: cycle(core, s, x, L), latents)
+
+
+def several(cycle: Cycle, H: int) -> Cycle:
+    """H cycles as one: what a supervision step does to the latents."""
+    if H == 1:
+        return cycle
+
+    return lambda core, latents, x, L: unroll(core, latents, x, H, L, cycle)
 
 
 class Watched(NamedTuple):
@@ -77,30 +174,54 @@ class Watched(NamedTuple):
 
     latents: Latents
     answer: Any  # decode(y), e.g. tokens [B, S]
-    unchanged: Array  # int32 [B], outer cycles since the answer last changed
+    unchanged: Array  # int32 [B], cycles since the answer last changed
+    done: Array  # int32 [B], cycles done; those after a halt are not
 
 
 def watch(latents: Latents, decode: Callable[[Array], Array]) -> Watched:
     """A `Watched` before its first cycle; nothing counts as unchanged yet."""
     answer = decode(latents.y)
-    return Watched(latents, answer, jnp.zeros(answer.shape[0], jnp.int32))
+    zeros = jnp.zeros(answer.shape[0], jnp.int32)
+    return Watched(latents, answer, zeros, zeros)
 
 
-def unroll_watched(core: Core, watched: Watched, x: Array, steps: int | Array, L: int,
-                   decode: Callable[[Array], Array]) -> Watched:
-    """`unroll` that counts, per example, for how many cycles the answer decode(y) [B, ...] has stood still."""
-    def cycle(_, w):
-        latents = outer_cycle(core, w.latents, x, L)
+def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | Array, L: int,
+                   decode: Callable[[Array], Array], cycle: Cycle = outer_cycle,
+                   halts: Callable[[Array], Array] | None = None) -> Watched:
+    """`unroll` that counts, per example, for how many cycles the answer decode(y) [B, ...] has stood still.
+
+    Args:
+      halts: y -> bool [B], asked after each cycle: who wants to stop stays as it is from there on, whatever the
+        others of the batch still do (its answer counts as unchanged). When all have, nothing is computed any more.
+    """
+    def advance(w: Watched) -> Watched:
+        latents = cycle(core, w.latents, x, L)
         answer = decode(latents.y)
         same = jnp.all((answer == w.answer).reshape(answer.shape[0], -1), axis=1)
-        return Watched(latents, answer, jnp.where(same, w.unchanged + 1, 0))
-    return lax.fori_loop(0, steps, cycle, watched)
+        return Watched(latents, answer, jnp.where(same, w.unchanged + 1, 0), w.done + 1)
+
+    def advance_unless_halted(w: Watched) -> Watched:
+        halted = (w.done > 0) & halts(w.latents.y)
+
+        def go_on(w):
+            new = advance(w)
+            return Watched(select(halted, w.latents, new.latents, 1), select(halted, w.answer, new.answer, 0),
+                           jnp.where(halted, w.unchanged + 1, new.unchanged), jnp.where(halted, w.done, new.done))
+        return lax.cond(jnp.all(halted), lambda w: w._replace(unchanged=w.unchanged + 1), go_on, w)
+    return lax.fori_loop(0, steps, lambda _, w: (advance if halts is None else advance_unless_halted)(w), watched)
 
 
-def trace(core: Core, latents: Latents, x: Array, steps: int, L: int,
-          decode: Callable[[Array], Any]) -> tuple[Latents, Any]:
-    """Test time with every cycle's decode(y) kept: (final latents, decoded values stacked on a first axis)."""
-    def cycle(latents, _):
-        latents = outer_cycle(core, latents, x, L)
+def trace(core: Core | Cores, latents: Latents, x: Array, steps: int, L: int,
+          decode: Callable[[Array], Any], cycle: Cycle = outer_cycle) -> tuple[Latents, Any]:
+    """Every cycle's decode(y) kept: (final latents, decoded values stacked on a first axis)."""
+    def advance(latents, _):
+        latents = cycle(core, latents, x, L)
         return latents, decode(latents.y)
-    return lax.scan(cycle, latents, length=steps)
+    return lax.scan(advance, latents, length=steps)
+
+
+def select(where: Array, a: Any, b: Any, axis: int) -> Any:
+    """Per example: a's where `where` bool [B], else b's. Trees of arrays with the batch on `axis`."""
+    def choose(a, b):
+        return jnp.where(jnp.expand_dims(where, [i for i in range(a.ndim) if i != axis]), a, b)
+    return jax.tree.map(choose, a, b)

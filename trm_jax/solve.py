@@ -29,7 +29,7 @@ from trm_jax.recursion import Latents, Watched
 
 Array = jax.Array
 MAX_BATCH = 256
-TRACE_CHUNK = 16  # outer cycles per call of a trace
+TRACE_CHUNK = 16  # test steps per call of a trace
 MAX_FRAMES = 11  # of a film strip, besides the puzzle: four rows of three
 _STYLE = re.compile(r"\x1b\[([\d;]*)m")
 
@@ -43,16 +43,17 @@ class Answer:
     text: str  # "" where the puzzle was refused
     tokens: np.ndarray | None  # uint8 [S]; None where the puzzle was refused
     verified: bool
-    settled: bool  # the answer stood still for `settle` outer cycles
-    cycles: int  # settled: the outer cycle since which the answer stands. Otherwise all that were done
+    settled: bool  # the answer stood still for `settle` test steps (see Model.test_step)
+    cycles: int  # settled: the step since which the answer stands. Otherwise all that were done
     reason: str  # why it is not verified; "" if it is
+    unit: str = "outer cycles"  # what `cycles` counts
 
     @property
     def status(self) -> str:
         if self.tokens is None:
             return f"not answered: {self.reason}"
         how = f"settled after {self.cycles}" if self.settled else f"not settled after {self.cycles}"
-        return f"{'verified' if self.verified else 'NOT verified: ' + self.reason}; {how} outer cycles"
+        return f"{'verified' if self.verified else 'NOT verified: ' + self.reason}; {how} {self.unit}"
 
 
 class Trace(NamedTuple):
@@ -79,9 +80,9 @@ def _begin(model, w: weights.Weights, inputs: Array) -> tuple[Watched, Array]:
 
 @functools.partial(jax.jit, static_argnames=("model", "L"))
 def _advance(model, w: weights.Weights, watched: Watched, x: Array, cycles: Array, L: int) -> Watched:
-    """`cycles` [] more outer cycles."""
+    """`cycles` [] more test steps."""
     decode = functools.partial(model.answer, w.params)
-    return recursion.unroll_watched(model.core(w.params), watched, x, cycles, L, decode)
+    return recursion.unroll_watched(model.core(w.params), watched, x, cycles, L, decode, model.test_step)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "L"))
@@ -89,15 +90,15 @@ def _trace(model, w: weights.Weights, latents: Latents, x: Array, L: int) -> tup
     """TRACE_CHUNK more outer cycles: (latents, (tokens [n, B, S], confidence [n, B, S]))."""
     def decode(y):
         return model.answer(w.params, y), jax.nn.softmax(model.logits(w.params, y), axis=-1).max(-1)
-    return recursion.trace(model.core(w.params), latents, x, TRACE_CHUNK, L, decode)
+    return recursion.trace(model.core(w.params), latents, x, TRACE_CHUNK, L, decode, model.test_step)
 
 
 class Solver:
     """Answers puzzles of one domain, on one device."""
 
-    def __init__(self, model, domain: puzzles.Domain, w: weights.Weights, L: int):
+    def __init__(self, model, domain: puzzles.Domain, w: weights.Weights, L: int, unit: str = "outer cycles"):
         self.domain = domain
-        self._model, self._weights, self._L = model, w, L
+        self._model, self._weights, self._L, self._unit = model, w, L, unit
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Solver:
@@ -106,15 +107,16 @@ class Solver:
 
     @classmethod
     def of(cls, export: weights.Export) -> Solver:
-        return cls(export.model, export.domain, export.weights, export.metadata["L"])
+        unit = "outer cycles" if export.model.test_cycles == 1 else "supervision steps"
+        return cls(export.model, export.domain, export.weights, export.metadata["L"], unit)
 
     def solve(self, puzzles: Sequence[str | np.ndarray], *, max_steps: int = 256, settle: int = 8) -> list[Answer]:
         """Answers in the order of the puzzles.
 
         Args:
           puzzles: texts, or tokens [S] each. One that cannot be read, or contradicts itself, does not stop the others.
-          max_steps: outer cycles at most.
-          settle: a puzzle is done when its answer has stood still for so many outer cycles.
+          max_steps: test steps at most: outer cycles, or supervision steps of a network that was trained with those.
+          settle: a puzzle is done when its answer has stood still for so many of them.
         """
         _check(max_steps=max_steps, settle=settle)
         if isinstance(puzzles, str):
@@ -171,7 +173,7 @@ class Solver:
         verdict = self.domain.verify(inputs[None], tokens[None])
         verified = bool(verdict.solved[0])
         reason = "" if verified else _reason(self.domain, verdict, tokens)
-        return Answer(self.domain.decode(tokens), tokens, verified, settled, cycles, reason)
+        return Answer(self.domain.decode(tokens), tokens, verified, settled, cycles, reason, self._unit)
 
     def judge_trace(self, trace: Trace, settle: int) -> Answer:
         """The last answer of a trace."""

@@ -14,7 +14,7 @@ from trm_jax.config import Experiment
 from trm_jax.curriculum import Curriculum
 from trm_jax.data import store
 from trm_jax.models.network import Model, Shape
-from trm_jax.supervision import Terminal
+from trm_jax.supervision import CONTRACTS, DeepSupervision, Terminal
 
 Array = jax.Array
 
@@ -58,6 +58,8 @@ class Data:
             if a != b:
                 raise store.DatasetError(f"{d.path}: {field} is {a} in train but {b} in test")
         puzzle = (store.load_provenance(d.path) or {}).get("puzzle") or {"seq_len": train.metadata.seq_len}
+        if (made_for := puzzle.get("name", d.puzzle)) != d.puzzle:
+            raise store.DatasetError(f"{d.path} is a {made_for} dataset, but data.puzzle = {d.puzzle!r}")
         try:
             domain = puzzles.get(**{"name": d.puzzle, **puzzle})
         except puzzles.PuzzleError as error:
@@ -103,8 +105,8 @@ class System:
         return optimizers.make(self.experiment, self.curriculum)
 
     @functools.cached_property
-    def contract(self) -> Terminal:
-        return Terminal(self.model, self.experiment)
+    def contract(self) -> Terminal | DeepSupervision:
+        return CONTRACTS[self.experiment.arch.supervision](self.model, self.experiment)
 
     def init_state(self) -> TrainState:
         """The state before the first step, a function of the seed alone."""
@@ -120,10 +122,9 @@ class System:
         return Weights(state.ema if self.experiment.ema else state.params, state.fixed, state.table)
 
     def train_flops_per_example(self, H: int, L: int) -> int:
-        """Matrix products of one training step: H outer cycles forward, the last one backward as well (twice)."""
-        core, head = self.model.core_flops(), self.model.head_flops()
-        return (H + 2) * (L + 1) * core + 3 * head
+        """Matrix products of one training step."""
+        return self.contract.train_flops(H, L)
 
     def test_flops_per_example(self, H: int, L: int) -> int:
-        """Matrix products of H outer cycles, each decoded."""
-        return H * ((L + 1) * self.model.core_flops() + self.model.head_flops())
+        """Matrix products to the depth H of H_test, decoded at each."""
+        return H * (self.model.test_cycles * self.model.calls_flops(L + 1) + self.model.head_flops())

@@ -19,14 +19,12 @@ from trm_jax import checkpoints, config, distributed, evaluate, metrics, optimiz
 from trm_jax.data import pipeline
 from trm_jax.distributed import AXIS
 from trm_jax.state import Data, System, TrainState, total_steps
-from trm_jax.supervision import Batch, SlotDraw, Sums
+from trm_jax.supervision import Batch, DeepSums, SlotDraw, Sums
 
 
 def state_specs(system: System) -> TrainState:
     """How the state is split: everything on every device, but the slots' carry, which is split like the batch."""
-    carry = jax.eval_shape(lambda: system.contract.initial_carry(system.experiment.global_batch_size))
-    # A carry's arrays are [B, ...] or, if they are latents, [T, B, D].
-    specs = jax.tree.map(lambda leaf: P(None, AXIS) if leaf.ndim == 3 else P(AXIS), carry)
+    specs = jax.tree.map(lambda axis: P(*[None] * axis, AXIS), system.contract.batch_axes())
     return TrainState(P(), P(), P(), P(), P(), P(), P(), specs)
 
 
@@ -39,7 +37,7 @@ def make_step(system: System, mesh: Mesh, L: int):
     """
     e, contract, optimizer = system.experiment, system.contract, system.optimizer
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums | DeepSums]:
         t = state.step + 1
         k_begin, k_loss = jax.random.split(jax.random.fold_in(state.key, t))
         b = batch.inputs.shape[0]
@@ -141,7 +139,7 @@ def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, write
     e, curriculum = system.experiment, system.curriculum
     compiled = _Compiler(system, mesh, progress.note)
     evaluator = evaluate.Evaluator(system, data, mesh)
-    pending: collections.deque[Sums] = collections.deque()  # of the steps since the last report
+    pending: collections.deque[Sums | DeepSums] = collections.deque()  # of the steps since the last report
     spent, flops, result = 0.0, 0.0, None
 
     while step < system.total_steps:
@@ -159,7 +157,7 @@ def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, write
             jax.block_until_ready(pending[-3])
         last = step == system.total_steps
         if step % e.log.interval_steps == 0 or last:
-            values = _summary(jax.device_get(list(pending)))
+            values = _total(jax.device_get(list(pending))).means()
             values |= {"lr": e.lr * float(curriculum.learning_rate_factor(np.int32(step))), "H": H, "L": L}
             spent += time.perf_counter() - begun
             examples = len(pending) * e.global_batch_size
@@ -187,7 +185,5 @@ def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, write
     return result
 
 
-def _summary(steps: list[Sums]) -> dict[str, float]:
-    total = jax.tree.map(lambda *xs: float(np.sum(xs)), *steps)
-    count = max(total.count, 1.0)
-    return {name: getattr(total, name) / count for name in ("loss", "cell_accuracy", "exact_accuracy")}
+def _total(steps: list[Sums | DeepSums]) -> Sums | DeepSums:
+    return jax.tree.map(lambda *xs: float(np.sum(xs)), *steps)

@@ -8,6 +8,7 @@ NOISE_FACTOR times what that alone does. Up to five outer cycles the logits agre
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import zipfile
@@ -21,12 +22,18 @@ from trm_jax import losses, optimizers, recursion
 from trm_jax.config import Arch, Experiment, Loss
 from trm_jax.models import pretrained
 from trm_jax.models.network import Model, Shape
-from trm_jax.supervision import Batch, Slots, Terminal
+from trm_jax.supervision import Batch, DeepSupervision, SlotDraw, Slots, Terminal
 
 TOLERANCE = 2e-5  # relative to the largest value of the tensor
 NOISE_FACTOR = 3
 NOISE_RUNS = 4
 FOLDER = pathlib.Path(__file__).parent
+
+
+# Part of a number's name -> its kind; the first that is found counts.
+KINDS = {"q_halt_logits": "halting logits", "q_continue_logits": "halting logits", "logits": "logits",
+         "grads": "gradients", "metrics": "metrics", "carry": "carries", "halted": "halting flags",
+         "/steps": "halting flags", "loss": "loss", "adam_atan2": "adam_atan2", "sign_sgd": "sign_sgd"}
 
 
 class GoldenError(ValueError):
@@ -102,16 +109,17 @@ def one_ulp(weights, seed: int):
 
 
 def kind_of(name: str) -> str:
-    for kind in ("logits", "grads", "metrics", "loss", "adam_atan2", "sign_sgd"):
-        if kind in name:
-            return "gradients" if kind == "grads" else kind
+    for part, kind in KINDS.items():
+        if part in name:
+            return kind
     raise ValueError(name)
 
 
-def load_rsm(weights, published, loss_type="stablemax_cross_entropy", **changes):
+def load(weights, published, loss_type="stablemax_cross_entropy", **changes):
+    """(model, (params, fixed, table)) of a file's config and weights."""
     fields = ("H_cycles", "L_cycles", "L_layers", "hidden_size", "num_heads", "expansion", "mlp_t", "pos_encodings",
-              "puzzle_emb_ndim", "puzzle_emb_len", "forward_dtype")
-    arch = Arch(**{f: published[f] for f in fields}, loss=Loss(loss_type), **changes)
+              "puzzle_emb_ndim", "puzzle_emb_len", "forward_dtype", "halt_max_steps", "no_ACT_continue")
+    arch = Arch(**{f: published[f] for f in fields if f in published} | {"loss": Loss(loss_type)} | changes)
     model = Model(arch, Shape(published["seq_len"], published["vocab_size"], published["num_puzzle_identifiers"]))
     weights = {k.removeprefix("params/"): v for k, v in weights.items()}
     return model, jax.tree.map(jnp.asarray, pretrained.from_published(weights, arch))
@@ -123,7 +131,7 @@ def rsm_numbers(data):
     batch = Batch(*(jnp.asarray(data[f"batch/{f}"]) for f in Batch._fields))
     L, b = published["L_cycles"], batch.inputs.shape[0]
     weights = {k: v for k, v in data.items() if k.startswith("params/")}
-    model, _ = load_rsm(weights, published)
+    model, _ = load(weights, published)
 
     @jax.jit
     def answer(params, fixed, table, H):
@@ -134,14 +142,14 @@ def rsm_numbers(data):
     steps = {}
     for loss_type in losses.TOKEN_LOSSES:
         for span, detach in (("one_step", 1.0), ("two_step", 0.0)):
-            trained, _ = load_rsm(weights, published, loss_type, prob_detach_prev_H=detach)
+            trained, _ = load(weights, published, loss_type, prob_detach_prev_H=detach)
             contract = Terminal(trained, Experiment(arch=trained.arch))
             steps[f"train/{loss_type}/{span}"] = jax.jit(
                 jax.value_and_grad(contract.loss, argnums=(0, 1), has_aux=True), static_argnums=4)
 
     def numbers(weights):
         out = {}
-        _, (params, fixed, table) = load_rsm(weights, published)
+        _, (params, fixed, table) = load(weights, published)
         for H in sorted({int(k.split("/")[1][1:]) for k in data if k.startswith("eval/H")}):
             logits = answer(params, fixed, table, np.int32(H))
             out[f"eval/H{H}/logits"] = logits
@@ -163,7 +171,93 @@ def rsm_numbers(data):
     return numbers
 
 
-MODEL_NUMBERS = {"navidivan/rsm": rsm_numbers}
+# What the published modules of HRM and TRM have in common, and what each is in our words.
+DEEP = {"supervision": "deep", "prob_detach_prev_H": 1.0, "halt_exploration_prob": 0.0, "tie_head": False,
+        "halting_head": True}
+MODULES = {
+    "trm": {},
+    "trm_singlez": {"recursion": "single_z"},
+    "trm_hier6": {"recursion": "multi_z"},
+    "hrm": {"H_layers": 2, "mlp_t": False, "grad_calls": 2, "no_ACT_continue": False, "puzzle_emb_len": 0},
+}
+SUMS = {"count": "halted", "accuracy": "cell_accuracy", "exact_accuracy": "exact_accuracy",
+        "q_halt_accuracy": "halt_accuracy", "steps": "steps", "lm_loss": "token_loss", "q_halt_loss": "halt_loss",
+        "q_continue_loss": "continue_loss"}  # published metric -> ours
+
+
+def deep_numbers(data):
+    """As `rsm_numbers`, of systems under deep supervision."""
+    published = json.loads(bytes(data["config"]).decode())
+    batch = Batch(*(jnp.asarray(data[f"batch/{f}"]) for f in Batch._fields))
+    b = batch.inputs.shape[0]
+    weights = {k: v for k, v in data.items() if k.startswith("params/")}
+    system = DEEP | MODULES[published["module"]]
+    if system.get("mlp_t", published.get("mlp_t")):
+        system["mixer_norm_axis"] = "token"
+    model, _ = load(weights, published, **system)
+    H, L = published["H_cycles"], published["L_cycles"]
+
+    def step_of(loss_type, **changes):
+        """The jitted supervision step; evaluation is the same step, but for its loss and for who may halt."""
+        trained, _ = load(weights, published, loss_type, **(system | changes))
+        contract = DeepSupervision(trained, Experiment(arch=trained.arch))
+
+        @functools.partial(jax.jit, static_argnames="training")
+        def step(params, fixed, rows, carry, H, training):
+            key = jax.random.key(0)
+            start = contract.begin(fixed, carry, batch, key, SlotDraw(b, 0))
+            if training:
+                of = jax.value_and_grad(contract.loss, argnums=(0, 1), has_aux=True)
+                (loss, (carry, sums)), grads = of(params, rows, start, H, L, key)
+            else:
+                start = start._replace(may_halt=jnp.zeros_like(start.may_halt))
+                (loss, (carry, sums)), grads = contract.loss(params, rows, start, H, L, key), None
+            y = carry.latents.y
+            return carry, loss, sums, grads, model.logits(params, y), model.halting(params, y)
+        return contract, step
+
+    evaluation = step_of("stablemax_cross_entropy", no_ACT_continue=True)
+    training = {loss_type: step_of(loss_type) for loss_type in losses.TOKEN_LOSSES}
+
+    def add_step(out, prefix, outputs, result):
+        carry, loss, sums, _, logits, q = result
+        out[f"{prefix}/loss"], out[f"{prefix}/halted"] = loss, carry.halted
+        for name, value in zip(("logits", "q_halt_logits", "q_continue_logits"), (logits, q[:, 0], q[:, 1])):
+            out[f"{prefix}/{outputs}{name}"] = value
+        for theirs, ours in SUMS.items():
+            if f"{prefix}/metrics/{theirs}" in data:
+                out[f"{prefix}/metrics/{theirs}"] = getattr(sums, ours)
+
+    def numbers(weights):
+        out = {}
+        _, (params, fixed, table) = load(weights, published, **system)
+        rows = model.rows(table, batch.puzzle_identifiers)
+        contract, step = evaluation
+        carry = contract.initial_carry(b)
+        for k in range(published["halt_max_steps"]):
+            result = step(params, fixed, rows, carry, np.int32(H), False)
+            carry = result[0]
+            add_step(out, f"eval/step{k}", "", result)
+            # H_init and L3_init are the starting points of what the carry calls z_H and z_L3
+            for start, latent in zip(jax.tree.leaves(model.starts), jax.tree.leaves(carry.latents)):
+                out[f"eval/step{k}/carry/z_{start.removesuffix('_init')}"] = latent.transpose(1, 0, 2)
+        for loss_type, (contract, step) in training.items():
+            carry = contract.initial_carry(b)
+            for k in range(2):
+                result = step(params, fixed, rows, carry, np.int32(H), True)
+                carry, (grads, row_grads) = result[0], result[3]
+                prefix = f"train/{loss_type}/step{k}"
+                add_step(out, prefix, "outputs/", result)
+                out[f"{prefix}/steps"] = carry.steps
+                for name, grad in pretrained.to_published(grads, model.arch, "L_level").items():
+                    out[f"{prefix}/grads/inner.{name}"] = grad
+                out[f"{prefix}/grads/puzzle_emb_rows"] = row_grads
+        return jax.device_get(out)
+
+    return numbers
+
+
+MODEL_NUMBERS = {"navidivan/rsm": rsm_numbers, "SamsungSAILMontreal/TinyRecursiveModels": deep_numbers}
 
 
 def optimizer_numbers(data):

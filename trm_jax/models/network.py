@@ -1,7 +1,7 @@
-"""The network of the whole family: embeddings, one core, heads; and `Model`, its plain functional face.
+"""The network of the whole family: embeddings, one core or two, heads; and `Model`, its plain functional face.
 
 Outside of `models/` there is no Flax: a `Model` hands out parameters as a plain pytree and the core as a
-function (state, injection) -> state.
+function (state, injection) -> state, or as two of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from trm_jax import config
 from trm_jax.models.layers import Block, swiglu_hidden, truncated_normal
-from trm_jax.recursion import Core, Latents
+from trm_jax.recursion import RECURSIONS, Core, Cores, Cycle, Latents, several
 
 Array = jax.Array
 
@@ -42,8 +42,8 @@ class Network(nn.Module):
         self.embed_tokens = self.param("embed_tokens", truncated_normal(std), (self.shape.vocab_size, D))
         if a.pos_encodings == "learned":
             self.embed_pos = self.param("embed_pos", truncated_normal(std), (T, D))
-        self.layers = [
-            Block(
+        def block():
+            return Block(
                 mixer="mlp" if a.mlp_t else "attention",
                 mixer_hidden_size=a.mixer_hidden_size or swiglu_hidden(T, a.expansion),
                 mlp_hidden_size=a.mlp_hidden_size or swiglu_hidden(D, a.expansion),
@@ -52,8 +52,9 @@ class Network(nn.Module):
                 mixer_norm_axis=a.mixer_norm_axis,
                 mlp_norm_axis=a.mlp_norm_axis,
                 eps=a.rms_norm_eps,
-            ) for _ in range(a.L_layers)
-        ]
+            )
+        self.layers = [block() for _ in range(a.L_layers)]  # f_L, or the one network
+        self.H_layers = [block() for _ in range(a.H_layers)]  # f_H
         if not a.tie_head:
             self.lm_head = self.param("lm_head", truncated_normal(std), (D, self.shape.vocab_size))
         if a.halting_head:
@@ -74,10 +75,11 @@ class Network(nn.Module):
 
     def core(self, state, injection):
         """blocks(state + injection), [T, B, D] -> [T, B, D]."""
-        h = state + injection
-        for layer in self.layers:
-            h = layer(h)
-        return h
+        return through(self.layers, state + injection)
+
+    def H_core(self, state, injection):
+        """The same with the second network's blocks."""
+        return through(self.H_layers, state + injection)
 
     def logits(self, y):
         """y [T, B, D] -> float32 [B, S, V]; prefix positions dropped.
@@ -96,7 +98,15 @@ class Network(nn.Module):
     def everything(self, tokens, rows):
         x = self.embed(tokens, rows)
         y = self.core(x, x)
+        if self.arch.H_layers:
+            y = self.H_core(y, x)
         return self.logits(y), self.halting(y) if self.arch.halting_head else None
+
+
+def through(layers, h):
+    for layer in layers:
+        h = layer(h)
+    return h
 
 
 def prefix_len(arch: config.Arch) -> int:
@@ -108,7 +118,7 @@ def prefix_len(arch: config.Arch) -> int:
 class Model:
     """A network as plain functions of plain parameters.
 
-    params: trained by gradient descent. fixed: {"H_init", "L_init"} [D], the latents' starting points, drawn
+    params: trained by gradient descent. fixed: {"H_init", "L_init", ...} [D], the latents' starting points, drawn
     once. The puzzle table [num_puzzle_identifiers, puzzle_emb_ndim] is kept apart from both: it has an
     optimiser of its own, and a batch needs only a few of its rows. Without a prefix it is None.
     """
@@ -126,19 +136,42 @@ class Model:
 
     def init(self, key: Array) -> tuple[dict, dict, Array | None]:
         """(params, fixed, table), all float32."""
-        k_params, k_y, k_z = jax.random.split(key, 3)
+        names = jax.tree.leaves(self.starts)
+        k_params, *k_starts = jax.random.split(key, 1 + len(names))
         width = self.arch.puzzle_emb_ndim
         table = jnp.zeros((self.shape.num_puzzle_identifiers, width), jnp.float32) if width else None
         tokens, identifiers = jnp.zeros((1, self.shape.seq_len), jnp.int32), jnp.zeros((1,), jnp.int32)
         params = self.network.init(k_params, tokens, self.rows(table, identifiers), method="everything")["params"]
         draw = truncated_normal(1.0)
-        fixed = {"H_init": draw(k_y, (self.arch.hidden_size,)), "L_init": draw(k_z, (self.arch.hidden_size,))}
+        fixed = {name: draw(k, (self.arch.hidden_size,)) for name, k in zip(names, k_starts)}
         return params, fixed, table
 
-    def core(self, params) -> Core:
-        def core(state, injection):
-            return self.network.apply({"params": params}, state, injection, method="core")
-        return jax.checkpoint(core) if self.arch.remat else core
+    @property
+    def starts(self) -> Latents:
+        """Names in `fixed` of the vectors that the latents start from."""
+        return RECURSIONS[self.arch.recursion].starts(self.arch.L_cycles)
+
+    @property
+    def cycle(self) -> Cycle:
+        """One outer cycle of the recursion."""
+        return RECURSIONS[self.arch.recursion].cycle
+
+    @property
+    def test_step(self) -> Cycle:
+        """What test-time depth counts: an outer cycle; with deep supervision a supervision step of H_cycles of them."""
+        return several(self.cycle, self.test_cycles)
+
+    @property
+    def test_cycles(self) -> int:
+        """Outer cycles of a test step."""
+        return self.arch.H_cycles if self.arch.supervision == "deep" else 1
+
+    def core(self, params) -> Core | Cores:
+        def network(method):
+            def core(state, injection):
+                return self.network.apply({"params": params}, state, injection, method=method)
+            return jax.checkpoint(core) if self.arch.remat else core
+        return Cores(L=network("core"), H=network("H_core")) if self.arch.H_layers else network("core")
 
     def rows(self, table: Array | None, identifiers: Array) -> Array:
         """The puzzle table's rows of a batch, [B, puzzle_emb_ndim]; of no width without a prefix."""
@@ -155,30 +188,47 @@ class Model:
     def halting(self, params, y: Array) -> Array:
         return self.network.apply({"params": params}, y, method="halting")
 
+    def wants_to_halt(self, params, y: Array) -> Array:
+        """bool [B]: q_halt > 0 (TRM), or q_halt > q_continue where that is trained as well (HRM)."""
+        q_halt, q_continue = self.halting(params, y).T
+        return q_halt > (0 if self.arch.no_ACT_continue else q_continue)
+
     def answer(self, params, y: Array) -> Array:
         """Decoded tokens, uint8 [B, S]."""
         return jnp.argmax(self.logits(params, y), axis=-1).astype(jnp.uint8)
 
     def initial_latents(self, fixed, batch_size: int) -> Latents:
         """y0, z0 broadcast to [T, B, D] in the forward dtype."""
-        def spread(v):
-            return jnp.broadcast_to(v.astype(self.arch.forward_dtype), (self.T, batch_size, self.arch.hidden_size))
-        return Latents(y=spread(fixed["H_init"]), z=spread(fixed["L_init"]))
+        def spread(name):
+            start = fixed[name].astype(self.arch.forward_dtype)
+            return jnp.broadcast_to(start, (self.T, batch_size, self.arch.hidden_size))
+        return jax.tree.map(spread, self.starts)
 
     def parameter_count(self) -> int:
-        """Trained parameters, as the papers count them: the puzzle table and H_init, L_init are left out."""
+        """Trained parameters, as the papers count them: the puzzle table and H_init, L_init, ... are left out."""
         params, _, _ = jax.eval_shape(self.init, jax.random.key(0))
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
     def core_flops(self) -> int:
-        """Floating-point operations of one core call on one example: matrix products only, 2 per multiply-add."""
+        """Floating-point operations of one call of the core (of f_L, where there are two) on one example.
+
+        Matrix products only, 2 per multiply-add.
+        """
+        return self.arch.L_layers * self._block_flops()
+
+    def calls_flops(self, calls: int) -> int:
+        """The same of the last `calls` core calls of an outer cycle: some inner ones, then the outer one."""
+        a = self.arch
+        return ((calls - 1) * a.L_layers + (a.H_layers or a.L_layers)) * self._block_flops()
+
+    def _block_flops(self) -> int:
         a, D, T = self.arch, self.arch.hidden_size, self.T
         mlp = 6 * T * D * (a.mlp_hidden_size or swiglu_hidden(D, a.expansion))
         if a.mlp_t:
             mixer = 6 * T * D * (a.mixer_hidden_size or swiglu_hidden(T, a.expansion))
         else:
             mixer = 8 * T * D * D + 4 * T * T * D
-        return a.L_layers * (mixer + mlp)
+        return mixer + mlp
 
     def head_flops(self) -> int:
         return 2 * self.shape.seq_len * self.arch.hidden_size * self.shape.vocab_size

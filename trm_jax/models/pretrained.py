@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from trm_jax import config
+from trm_jax.recursion import RECURSIONS
 
-# Names under which the published modules keep their one core, in the order in which they are looked for.
+# Names under which the published modules keep their one core or f_L, in the order in which they are looked for.
 CORE_NAMES = ("core", "L_level")
+H_CORE_NAME = "H_level"
 BLOCK_WEIGHTS = {
     ("mixer", "gate_up"): "mlp_t.gate_up_proj.weight",
     ("mixer", "down"): "mlp_t.down_proj.weight",
@@ -38,9 +41,10 @@ def published_names(arch: config.Arch, core: str = "core") -> dict[tuple[str, ..
         names["q_head",] = ("q_head.weight", True)
         names["q_head_bias",] = ("q_head.bias", False)
     kinds = ("gate_up", "down") if arch.mlp_t else ("qkv", "out")
-    for i in range(arch.L_layers):
-        for part, kind in [("mixer", k) for k in kinds] + [("mlp", "gate_up"), ("mlp", "down")]:
-            names[f"layers_{i}", part, kind] = (f"{core}.layers.{i}.{BLOCK_WEIGHTS[part, kind]}", True)
+    for ours, theirs, count in (("layers", core, arch.L_layers), ("H_layers", H_CORE_NAME, arch.H_layers)):
+        for i in range(count):
+            for part, kind in [("mixer", k) for k in kinds] + [("mlp", "gate_up"), ("mlp", "down")]:
+                names[f"{ours}_{i}", part, kind] = (f"{theirs}.layers.{i}.{BLOCK_WEIGHTS[part, kind]}", True)
     return names
 
 
@@ -62,7 +66,8 @@ def from_published(weights: Mapping[str, np.ndarray], arch: config.Arch) -> tupl
     weights = strip_prefixes(weights)
     core = next((c for c in CORE_NAMES if any(n.startswith(f"{c}.layers.") for n in weights)), CORE_NAMES[0])
     names = published_names(arch, core)
-    wanted = {name for name, _ in names.values()} | {"H_init", "L_init"}
+    starts = jax.tree.leaves(RECURSIONS[arch.recursion].starts(arch.L_cycles))
+    wanted = {name for name, _ in names.values()} | {*starts}
     if arch.puzzle_emb_ndim:
         wanted.add("puzzle_emb.weights")
     tied_copy = {"lm_head.weight"} if arch.tie_head else set()  # PyTorch saves a tied head a second time
@@ -76,7 +81,7 @@ def from_published(weights: Mapping[str, np.ndarray], arch: config.Arch) -> tupl
         for part in path[:-1]:
             node = node.setdefault(part, {})
         node[path[-1]] = np.ascontiguousarray(weights[name].T if transposed else weights[name])
-    fixed = {name: np.asarray(weights[name]) for name in ("H_init", "L_init")}
+    fixed = {name: np.asarray(weights[name]) for name in starts}
     return params, fixed, weights.get("puzzle_emb.weights")
 
 
