@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import checkpoints, config, describe, metrics, train
+from trm_jax import checkpoints, config, describe, metrics, puzzles, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,10 @@ def experiment(name, variant) -> config.Experiment:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return tiny.dataset(tmp_path_factory.mktemp("data") / "sudoku4", train=32, test=8)
+    """A small dataset folder of every domain."""
+    folder = tmp_path_factory.mktemp("data")
+    domains = {"sudoku": tiny.SUDOKU4, "maze": puzzles.get("maze", rows=4, cols=4)}
+    return {name: tiny.dataset(folder / name, 32, 8, domain) for name, domain in domains.items()}
 
 
 def shrunk(e, path) -> config.Experiment:
@@ -87,13 +90,28 @@ def test_the_published_recipe_field_by_field():
     assert e.deepen == config.Deepen() and not e.data.augment
 
 
+def test_the_published_maze_recipe():
+    e, sudoku = experiment("rsm_maze", ""), experiment("rsm_sudoku", "")
+    assert (e.arch.mlp_t, e.arch.pos_encodings, e.arch.L_layers, e.arch.prob_detach_prev_H) == (False, "rope", 2, 1.0)
+    assert (e.epochs, e.global_batch_size, e.weight_decay, e.transition_lr_warmup_steps) == (500, 128, 1.0, 200)
+    assert e.curriculum_milestones == (20.1, 40.1, 55.1, 65.1, 75.1, 85.1, 95.1)
+    assert e.curriculum_L_milestones == (30.1, 50.1, 70.1)
+    for name in ("optimizer", "lr", "lr_min_ratio", "lr_warmup_steps", "beta1", "beta2", "grad_clip_norm", "ema_rate"):
+        assert getattr(e, name) == getattr(sudoku, name)
+    with jax.numpy_dtype_promotion("standard"):
+        text = describe.describe(e)
+    assert "6,818,816 trained" in text and "3,906 steps of 128" in text
+    assert (e.data.puzzle, e.data.augment, e.data.labels) == ("maze", False, "fixed")
+
+
 class Interruption(Exception):
     pass
 
 
 @pytest.mark.parametrize("name, variant", ALL)
 def test_shrunk_it_trains_saves_and_continues(name, variant, data, tmp_path, monkeypatch):
-    e = shrunk(experiment(name, variant), data)
+    e = experiment(name, variant)
+    e = shrunk(e, data[e.data.puzzle])
     write = metrics.MetricWriter.write
 
     def interrupted(self, step, values):

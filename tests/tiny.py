@@ -20,10 +20,11 @@ TINY = {
 }
 
 
-def dataset(folder, train: int = 64, test: int = 13):
+def dataset(folder, train: int = 64, test: int = 13, domain=SUDOKU4):
     """Writes a dataset folder; returns its path."""
-    splits = [sources.to_split(part, SUDOKU4) for part in sources.generate(SUDOKU4, train, test, clues=8)]
-    provenance = {"puzzle": {"name": "sudoku", **dataclasses.asdict(SUDOKU4)}}
+    how = {"clues": 8} if domain is SUDOKU4 else {}
+    splits = [sources.to_split(part, domain) for part in sources.generate(domain, train, test, **how)]
+    provenance = {"puzzle": {"name": domain.name, **dataclasses.asdict(domain)}}
     store.write(folder, dict(zip(("train", "test"), splits)), [store.BLANK], provenance)
     return folder
 

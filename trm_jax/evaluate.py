@@ -97,6 +97,7 @@ class Evaluator:
             "step": int(step),
             "total_steps": system.total_steps,
             "settled_cycles": e.settled_cycles,
+            "verified_as": self._data.domain.verified_as,
             "H_test_unit": unit(system.experiment.arch),
             "device": distributed.device_description(),
             "seconds": time.perf_counter() - begun,
@@ -181,8 +182,13 @@ def share(of: np.ndarray, among: np.ndarray) -> float | None:
     return float((of & among).sum() / among.sum()) if among.any() else None
 
 
-def best(result: dict[str, Any]) -> float:
-    return result["figures"][-1][BEST] or 0.0
+def best_metric(experiment: config.Experiment) -> str:
+    """The figure by which checkpoints are ranked: BEST, but for labels that only one answer in many can match."""
+    return BEST if experiment.data.labels == "fixed" else "verified"
+
+
+def best(result: dict[str, Any], metric: str = BEST) -> float:
+    return result["figures"][-1][metric] or 0.0
 
 
 def scalars(result: dict[str, Any]) -> dict[str, float]:
@@ -209,23 +215,26 @@ def percent(value: float | None) -> str:
 def table(result: dict[str, Any]) -> str:
     """The result for a terminal."""
     k = result["settled_cycles"]
+    verified = result["verified_as"]
+    width = len(verified) + 2
     lines = [
         f"{result['examples']:,} test puzzles ({result['sample']}) of {result['dataset']}, {result['parameters']} "
         f"parameters, step {result['step']:,}, {result['seconds']:.0f} s on {result['device']}",
         f"H_test counts {result['H_test_unit']}; settled: the answer has not changed for {k} of them; all figures in %",
-        "  H_test  L_test   exact    cell  verified  settled  settled of right  settled of wrong",
+        f"  H_test  L_test   exact    cell{verified:>{width}}  settled  settled of right  settled of wrong",
     ]
     for f in result["figures"]:
         cells = [percent(f[name]) for name in ("exact_accuracy", "cell_accuracy", "verified", "settled",
                                                "settled_among_right", "settled_among_wrong")]
-        lines.append("{:>8}{:>8}{:>8}{:>8}{:>10}{:>9}{:>18}{:>18}".format(f["H_test"], f["L_test"], *cells))
+        lines.append("{:>8}{:>8}{:>8}{:>8}{:>{w}}{:>9}{:>18}{:>18}".format(f["H_test"], f["L_test"], *cells, w=width))
     if "mean_steps" in result["figures"][-1]:
         lines.append("  a puzzle stops when it has halted; mean steps: " + ", ".join(
             f"{f['mean_steps']:.2f} (H_test {f['H_test']})" for f in result["figures"]))
     sources = result["figures"][-1].get("by_source", {})
     if len(sources) > 1:
-        lines.append(f"  exact by source at H_test {result['figures'][-1]['H_test']}: " + ", ".join(
-            f"{name} {percent(s['exact_accuracy'])} (n {s['n']:,})" for name, s in sources.items()))
+        lines.append(f"  exact, {verified} by source at H_test {result['figures'][-1]['H_test']}: " + ", ".join(
+            f"{name} {percent(s['exact_accuracy'])}, {percent(s['verified'])} (n {s['n']:,})"
+            for name, s in sources.items()))
     return "\n".join(lines)
 
 
@@ -249,7 +258,7 @@ def load_weights(system: System, workdir: str | os.PathLike, mesh: Mesh) -> tupl
     name = "ema" if system.experiment.ema else "params"
     wanted = {name: params, "fixed": fixed, "table": table}
     wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), wanted)
-    with checkpoints.Checkpointer(workdir, best_metric=BEST, read_only=True) as checkpointer:
+    with checkpoints.Checkpointer(workdir, best_metric=best_metric(system.experiment), read_only=True) as checkpointer:
         restored = checkpointer.restore_fields(wanted, checkpointer.best_step())
     if restored is None:
         raise checkpoints.CheckpointError(f"{os.fspath(workdir)} holds no checkpoint yet; train it first")

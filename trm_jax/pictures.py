@@ -30,7 +30,10 @@ class PictureError(ValueError):
 
 
 def accuracy(results: Sequence[report.Result], labels: Sequence[str], from_percent: float = 0.0):
-    """Exact accuracy over test-time depth, a line per result; the settled share dashed. A matplotlib Figure."""
+    """Exact accuracy over test-time depth, a line per result; the settled share dashed. A matplotlib Figure.
+
+    Of mazes also the share of valid shortest paths, dotted.
+    """
     plt = _pyplot()
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.6), dpi=150, layout="constrained")
@@ -41,8 +44,12 @@ def accuracy(results: Sequence[report.Result], labels: Sequence[str], from_perce
                 return [np.nan if f[name] is None else 100 * f[name] for f in figures.values()]
 
             axes.plot(depths, shares("settled"), "--", color=colour, linewidth=1.3, alpha=0.7)
+            if result.verified_as:
+                axes.plot(depths, shares("verified"), ":", color=colour, linewidth=1.8)
             axes.plot(depths, shares(report.EXACT), "-" + _MARKERS[i % len(_MARKERS)], color=colour, linewidth=1.8,
                       markersize=6, markerfacecolor="white", markeredgewidth=1.6, label=label)
+        for name in sorted({result.verified_as for result in results} - {None}):
+            axes.plot([], [], ":", color=_FAINT, linewidth=1.8, label=name)
         axes.plot([], [], "--", color=_FAINT, linewidth=1.3, label="settled")
         ticks = sorted({H for result in results for H in result.figures})
         axes.set_xscale("log", base=2)
@@ -83,37 +90,47 @@ def strip(domain: puzzles.Domain, trace: solve.Trace, title: str, solution: np.n
             ax.set_title(f"cycle {cycle}", fontsize=12, pad=5)
             previous = tokens
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-        legend = ["black: clues", "blue: filled in, the darker the surer", "yellow: changed since the grid before"]
+        given = "given" if hasattr(domain, "drawn_as") else "clues"
+        legend = [f"black: {given}", "blue: filled in, the darker the surer", "yellow: changed since the grid before"]
         figure.supxlabel("    ".join(legend + ["red: wrong"] * (solution is not None)), fontsize=9, color=_FAINT)
         return figure
 
 
 def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours) -> None:
-    """One square grid; boxes are ruled where the domain has them. Everything [S]."""
-    side = int(round(len(tokens) ** 0.5))
+    """One grid; boxes are ruled where the domain has them, characters drawn unless it names a shape. Everything [S]."""
+    rows, columns = domain.grid
+    shapes = getattr(domain, "drawn_as", {})  # token -> "wall": a full cell; "path": a small square; "empty"
     text = domain.decode(tokens)
     given = inputs == tokens  # blanks are not in an answer
     for s in range(len(tokens)):
-        row, column = divmod(s, side)
+        row, column = divmod(s, columns)
         if changed[s]:
             ax.add_patch(_rectangle(column, row, "#fff0b3"))
         colour = "#c8202f" if wrong[s] else "#111111" if given[s] else colours(0.75 - 0.7 * float(sure[s]))
-        ax.text(column + 0.5, row + 0.53, text[s], ha="center", va="center", color=colour,
-                fontsize=108 / side, fontweight="bold" if given[s] else "normal")
-    down, across = getattr(domain, "box_rows", side), getattr(domain, "box_cols", side)
-    for line in range(side + 1):
-        thick = {True: {"color": "#333333", "linewidth": 1.4, "zorder": 3},
-                 False: {"color": "#c9c9c9", "linewidth": 0.6, "zorder": 2}}
-        ax.plot([0, side], [line, line], solid_capstyle="projecting", **thick[line % down == 0])
-        ax.plot([line, line], [0, side], solid_capstyle="projecting", **thick[line % across == 0])
-    ax.set_xlim(-0.1, side + 0.1)
-    ax.set_ylim(side + 0.1, -0.1)
+        shape = shapes.get(int(tokens[s]))
+        if shape == "wall":
+            ax.add_patch(_rectangle(column, row, colour))
+        elif shape == "path" or shape == "empty" and wrong[s]:
+            ax.add_patch(_rectangle(column, row, colour, margin=0.2 if shape == "path" else 0.4))
+        elif shape is None:
+            ax.text(column + 0.5, row + 0.53, text[s], ha="center", va="center", color=colour,
+                    fontsize=108 / max(rows, columns), fontweight="bold" if given[s] else "normal")
+    down, across = getattr(domain, "box_rows", rows), getattr(domain, "box_cols", columns)
+    thick, thin = ({"color": "#333333", "linewidth": 1.4, "zorder": 3},
+                   {"color": "#c9c9c9", "linewidth": 0 if shapes else 0.6, "zorder": 2})
+    for line in range(rows + 1):
+        ax.plot([0, columns], [line, line], solid_capstyle="projecting", **(thin if line % down else thick))
+    for line in range(columns + 1):
+        ax.plot([line, line], [0, rows], solid_capstyle="projecting", **(thin if line % across else thick))
+    ax.set_xlim(-0.1, columns + 0.1)
+    ax.set_ylim(rows + 0.1, -0.1)
     ax.set_aspect("equal")
 
 
-def _rectangle(column: int, row: int, colour: str):
+def _rectangle(column: int, row: int, colour: str, margin: float = 0.0):
     from matplotlib.patches import Rectangle
-    return Rectangle((column, row), 1, 1, facecolor=colour, linewidth=0, zorder=1)
+    side = 1 - 2 * margin
+    return Rectangle((column + margin, row + margin), side, side, facecolor=colour, linewidth=0, zorder=1)
 
 
 def _pyplot():
@@ -194,7 +211,7 @@ def _strip(args):
     solver = solve.Solver.of(export)
     trace = solver.trace(puzzle, args.max_steps, settle=args.settle)
     answer = solver.judge_trace(trace, args.settle)
-    if solution is None and answer.verified:
+    if answer.verified:  # a maze has other right answers than its label
         solution = answer.tokens
     name = "The puzzle" if args.example is None else f"Test puzzle {args.example}"
     return strip(export.domain, trace, f"{name}: {answer.status}", solution)

@@ -35,6 +35,12 @@ class Result(NamedTuple):
     evaluation: dict[str, Any]  # as evaluate.save wrote it
     figures: dict[int, dict[str, Any]]  # H_test -> figure, ascending
 
+    @property
+    def verified_as(self) -> str | None:
+        """What the verifier accepts, where that is more than the labels: a shortest path. Else None."""
+        name = self.evaluation.get("verified_as", "verified")
+        return None if name == "verified" else name
+
     def exact(self, H: int) -> float:
         if H not in self.figures:
             raise ReportError(f"{self.path} has no figure at H_test {H}; it has {', '.join(map(str, self.figures))}")
@@ -58,16 +64,25 @@ def newest(run: str | os.PathLike) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Runs as rows, depths as columns, exact accuracy in percent, cut off; the mean in a last row."""
+    """Runs as rows, depths as columns, exact accuracy in percent, cut off; the mean in a last row.
+
+    A maze has many right answers: the share of valid shortest paths is in a row of its own below.
+    """
     depths = sorted({H for result in results for H in result.figures})
     head = ["exact % at H =", *map(str, depths), "n", "step", "dataset"]
-    rows = [[r.label, *(percent(r.figures[H][EXACT]) if H in r.figures else "" for H in depths),
-             f"{next(iter(r.figures.values()))['n']:,}", f"{r.evaluation['step']:,}", r.evaluation["dataset"]]
-            for r in results]
+    rows = []
+    for r in results:
+        for name, label in ((EXACT, r.label), ("verified", f"  {r.verified_as}")):
+            if name == EXACT or r.verified_as:
+                rows.append([label, *(percent(r.figures[H][name]) if H in r.figures else "" for H in depths),
+                             f"{next(iter(r.figures.values()))['n']:,}", f"{r.evaluation['step']:,}",
+                             r.evaluation["dataset"]])
     if len(results) > 1:
-        shared = [[r.figures[H][EXACT] for r in results if H in r.figures] for H in depths]
-        rows.append(["mean", *(percent(sum(v) / len(v)) if len(v) == len(results) and None not in v else ""
-                               for v in shared), "", "", ""])
+        also = {r.verified_as for r in results}
+        for name, label in [(EXACT, "mean"), *(("verified", f"  {what}") for what in also if what and len(also) == 1)]:
+            shared = [[r.figures[H][name] for r in results if H in r.figures] for H in depths]
+            rows.append([label, *(percent(sum(v) / len(v)) if len(v) == len(results) and None not in v else ""
+                                  for v in shared), "", "", ""])
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip()
                      for row in [head, *rows])

@@ -172,7 +172,7 @@ class Solver:
         """inputs, tokens [S]."""
         verdict = self.domain.verify(inputs[None], tokens[None])
         verified = bool(verdict.solved[0])
-        reason = "" if verified else _reason(self.domain, verdict, tokens)
+        reason = "" if verified else self.domain.explain(inputs, tokens)
         return Answer(self.domain.decode(tokens), tokens, verified, settled, cycles, reason, self._unit)
 
     def judge_trace(self, trace: Trace, settle: int) -> Answer:
@@ -209,17 +209,8 @@ def _check(**at_least_one: int) -> None:
             raise SolveError(f"{name} = {value}: must be at least 1")
 
 
-def _reason(domain: puzzles.Domain, verdict, tokens: np.ndarray) -> str:
-    if (found := conflicts(domain, tokens)):
-        more = f" and {len(found) - 1} more like that" if len(found) > 1 else ""
-        return found[0] + more
-    broken = [name for name, ok in verdict._asdict().items() if not ok[0]]
-    words = {"complete": "cells are left open", "clues": "a clue was changed"}
-    return "; ".join(words.get(name, f"it breaks the {name}") for name in broken)
-
-
 def conflicts(domain: puzzles.Domain, tokens: np.ndarray) -> list[str]:
-    """What contradicts what in an answer [S], in words, of a domain that can tell."""
+    """What contradicts what in an answer [S], in words, of a domain whose cells can (a maze's cannot)."""
     try:
         return domain.conflicts(tokens) if hasattr(domain, "conflicts") else []
     except puzzles.PuzzleError:  # holds what no puzzle can

@@ -110,13 +110,14 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike) -> dict[str
     data = Data.load(experiment)
     system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
     checkpoints.claim(workdir, config.to_json(experiment))
-    every = experiment.checkpoint
+    every, metric = experiment.checkpoint, evaluate.best_metric(experiment)
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(checkpoints.Checkpointer(
-            workdir, keep_last=every.keep_last, keep_best=every.keep_best, best_metric=evaluate.BEST))
+            workdir, keep_last=every.keep_last, keep_best=every.keep_best, best_metric=metric))
         batches = pipeline.train_batches(
             data.train, data.domain, global_batch_size=experiment.global_batch_size, seed=experiment.seed,
-            augment=experiment.data.augment, process_index=jax.process_index(), process_count=jax.process_count())
+            augment=experiment.data.augment, labels=experiment.data.labels, process_index=jax.process_index(),
+            process_count=jax.process_count())
         stack.callback(batches.close)
         state, step = place(system, mesh), 0
         if (restored := checkpointer.restore(state)) is not None:
@@ -138,7 +139,7 @@ def headline(system: System, mesh: Mesh, workdir, step: int) -> str:
 def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, writer, progress) -> dict[str, Any]:
     e, curriculum = system.experiment, system.curriculum
     compiled = _Compiler(system, mesh, progress.note)
-    evaluator = evaluate.Evaluator(system, data, mesh)
+    evaluator, metric = evaluate.Evaluator(system, data, mesh), evaluate.best_metric(e)
     pending: collections.deque[Sums | DeepSums] = collections.deque()  # of the steps since the last report
     spent, flops, result = 0.0, 0.0, None
 
@@ -176,7 +177,7 @@ def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, write
             progress.note(evaluate.table(result))
         if evaluates or step % e.checkpoint.interval_steps == 0:
             checkpointer.save(step, state, batches.get_state(),
-                              {evaluate.BEST: evaluate.best(result)} if evaluates else None)
+                              {metric: evaluate.best(result, metric)} if evaluates else None)
     if result is None:  # the run was complete already
         result = evaluator(system.weights(state), step, curriculum.L(step), progress.note)
         evaluate.save(result, workdir)

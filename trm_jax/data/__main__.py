@@ -247,7 +247,7 @@ def _mode(args) -> str:
 def _sides(text: str) -> tuple[int, int]:
     rows, x, cols = text.lower().partition("x")
     if not (x and rows.isdigit() and cols.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no box shape or maze size; write e.g. 3x3 or 2x3 (rows x columns)")
+        raise argparse.ArgumentTypeError(f"{text!r} is no box shape or maze size; write rows x columns: 3x3")
     return int(rows), int(cols)
 
 

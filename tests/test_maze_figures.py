@@ -1,0 +1,130 @@
+"""Wherever a maze figure appears, exact match and valid shortest paths do; answers and pictures of mazes."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from trm_jax import checkpoints, config, distributed, evaluate, pictures, puzzles, report, solve, train
+from trm_jax.state import Data, System, Weights
+
+MAZE = puzzles.get("maze", rows=4, cols=5)
+QUESTION = MAZE.encode("S    " " ## #" " # # " "    G")
+LABEL = MAZE.solve(QUESTION[None]).labels[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.dataset(tmp_path_factory.mktemp("data") / "maze", 32, 12, MAZE)
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    e = tiny.experiment(folder, data={"puzzle": "maze"})
+    data = Data.load(e)
+    system, mesh = System(e, data.shape, 8), distributed.data_mesh(jax.devices()[:1])
+    weights = jax.device_put(Weights(*jax.jit(system.model.init)(jax.random.key(0))), distributed.replicated(mesh))
+    return evaluate.Evaluator(system, data, mesh)(weights, 8, 2, lambda line: None)
+
+
+def test_score_tells_exact_from_shortest():
+    many = MAZE.generate(40, seed=0)
+    other = MAZE.shortest_paths(many.inputs, np.random.default_rng(0))
+    other[:4] = many.inputs[:4]  # no path at all
+    figures = evaluate.score(MAZE, many.inputs.astype(np.int32), many.labels.astype(np.int32), other, np.ones(40, bool))
+    exact = (other == many.labels).all(axis=1).mean()
+    assert figures["exact_accuracy"] == exact < figures["verified"] == 0.9
+    assert figures["verdict"] == {"kept": 1.0, "path": 0.9, "shortest": 0.9}
+
+
+def test_the_table_names_the_shortest_path(result):
+    assert result["verified_as"] == "shortest path" and json.loads(json.dumps(result)) == result
+    result["figures"][-1] |= {"exact_accuracy": 0.25, "verified": 0.75}
+    head, row = [line for line in evaluate.table(result).splitlines() if line.startswith("  H_test")][0], \
+        evaluate.table(result).splitlines()[-1]
+    names = re.split(r"\s{2,}", head.strip())
+    assert names[2:5] == ["exact", "cell", "shortest path"]
+    assert row.split()[2] == "25.00" and row.split()[4] == "75.00" and len(row) == len(head)
+    sources = {"a": {"n": 2, "exact_accuracy": 0.5, "settled": 0.0, "verified": 1.0}}
+    result["figures"][-1]["by_source"] = sources | {"b": sources["a"]}
+    assert "exact, shortest path by source at H_test 3: a 50.00, 100.00 (n 2)" in evaluate.table(result)
+
+
+def write(folder, result):
+    (folder / "eval").mkdir(parents=True)
+    (folder / "eval" / "step_8.json").write_text(json.dumps(result))
+    return str(folder)
+
+
+def test_reports_and_charts_have_both(result, tmp_path, capsys):
+    values = [(0.25, 0.75), (0.5, 1.0)]
+    figures = [f | {"exact_accuracy": a, "verified": b} for f, (a, b) in zip(result["figures"], values)]
+    runs = [write(tmp_path / name, result | {"figures": figures}) for name in "ab"]
+    assert report.main(runs) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[1][1:3] == ["25.00", "50.00"] and rows[2][:4] == ["shortest", "path", "75.00", "100.00"]
+    assert rows[5] == ["mean", "25.00", "50.00"] and rows[6] == ["shortest", "path", "75.00", "100.00"]
+    figure = pictures.accuracy([r for run in runs for r in report.newest(run)], ["a", "b"])
+    dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert len(dotted) == 3, "one each, and one for the legend"
+    np.testing.assert_allclose(dotted[0].get_ydata(), [75, 100])
+    assert "shortest path" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    pictures.save(figure, tmp_path / "a.png")
+
+
+def test_with_fresh_labels_the_best_checkpoint_has_most_shortest_paths(folder, tmp_path):
+    e = tiny.experiment(folder, data={"puzzle": "maze", "labels": "random_path", "augment": True}, total_steps=2)
+    assert evaluate.best_metric(e) == "verified"
+    result = train.train(e, tmp_path / "run")
+    assert evaluate.best(result, "verified") == result["figures"][-1]["verified"]
+    with checkpoints.Checkpointer(tmp_path / "run", best_metric="verified", read_only=True) as reader:
+        assert reader.best_step() == 2
+    again = evaluate.evaluate(e, tmp_path / "run", note=lambda line: None)
+    assert again["figures"] == result["figures"]
+    plain = config.parse(tiny.merge(config.to_json(e), {"data": {"labels": "fixed"}}))
+    assert evaluate.best_metric(plain) == evaluate.BEST
+
+
+# Answers.
+
+
+def test_an_answer_says_what_is_wrong_with_it():
+    solver = solve.Solver(None, MAZE, Weights({}, {}, None), L=1)
+    right = solver.judge(QUESTION, LABEL, True, 3)
+    assert right.verified and right.reason == "" and right.text == MAZE.decode(LABEL)
+    open_end = np.where(np.arange(20) == np.flatnonzero(LABEL == 5)[-1], 2, LABEL)
+    assert "before it reaches G" in solver.judge(QUESTION, open_end, False, 3).status
+    for puzzle, message in (("S" * 20, "the maze has 20 start Ss"), ("S", "got 1 cells, expected 20"),
+                            ("S    \n ## #\n # # \n     G", "row 4 has 6 cells, expected 5")):
+        with pytest.raises(puzzles.PuzzleError, match=message):
+            solver.read(puzzle)
+    np.testing.assert_array_equal(solver.read(MAZE.decode(QUESTION)), QUESTION)
+
+
+@pytest.fixture
+def trace():
+    first = np.where(np.arange(20) == 6, 2, QUESTION)  # opened a wall
+    return solve.Trace(QUESTION, np.stack([first, LABEL, LABEL]).astype(np.uint8), np.full((3, 20), .9, np.float32))
+
+
+def test_frames(trace):
+    plain = solve.frames(MAZE, trace, color=False)
+    assert [frame.splitlines()[1] for frame in plain] == [" ", " 1 changed, not solved", " 7 changed, verified"]
+    assert plain[1].count("*") == 1 and plain[2].count("*") == 7 and "\x1b" not in "".join(plain)
+    assert "\x1b[1;32m" in solve.frames(MAZE, trace, color=True)[2]
+    assert "verified" in solve.side_by_side(plain, 80)
+
+
+def test_strip(trace, tmp_path):
+    figure = pictures.strip(MAZE, trace, "title", solution=LABEL)
+    one, two = figure.axes[:2]
+    assert [text.get_text() for text in two.texts] == ["S", "G"]
+    colours = [tuple(round(c, 2) for c in patch.get_facecolor()[:3]) for patch in one.patches]
+    assert colours.count((0.78, 0.13, 0.18)) == 1 + (LABEL == 5).sum(), "the wall that was opened, the path not there"
+    assert (0.07, 0.07, 0.07) in colours and one.get_xlim()[1] > one.get_ylim()[0], "as wide as it is"
+    assert "black: given" in figure.get_supxlabel()
+    pictures.save(figure, tmp_path / "s.png")
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
