@@ -9,17 +9,19 @@ Variants (--config=experiments/rsm_sudoku.py:NAME)
     steady   the published recipe with what keeps right answers right beyond the training depth (README, "Stability"):
              TRM's MLP-T block, and a quarter of the slots that carry their latents on.
     quick    steady at the size of a laptop CPU: generated 9x9 puzzles with 40 blanks, two minutes on two cores.
+    quick_att  the attention form on 4x4 puzzles with 5 clues, made stable by its carry alone (half of the slots).
 
 Data
 
     python -m trm_jax.data sudoku --hub --out data/sudoku-extreme
     python -m trm_jax.data sudoku --hub --subsample 1000 --out data/sudoku-extreme-1k
     python -m trm_jax.data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
+    python -m trm_jax.data sudoku --generate --box 2x2 --clues 5 --train 20000 --test 1000 --out data/sudoku-4x4
 """
 
 from trm_jax import config as config_lib
 
-VARIANTS = ("", "1k", "steady", "quick")
+VARIANTS = ("", "1k", "steady", "quick", "quick_att")
 
 
 def get_config(variant: str = ""):
@@ -37,6 +39,9 @@ def get_config(variant: str = ""):
     elif variant == "quick":
         steady(c)
         quick(c)
+    elif variant == "quick_att":
+        quick(c)
+        quick_att(c)
     return c
 
 
@@ -81,7 +86,7 @@ def published():
 
 
 def steady(c):
-    """TRM's block norms over the tokens after mixing them; and a quarter of the slots think on about the same puzzle."""
+    """TRM's block norms over the tokens after mixing them; a quarter of the slots think on about the same puzzle."""
     c.arch.mixer_norm_axis = "token"
     c.deepen.carry_share = 0.25
     c.deepen.carry_keep_prob = 0.9
@@ -120,3 +125,25 @@ def quick(c):
     c.eval.batch_size = 50  # on a CPU the state of a batch should fit into its caches
     c.eval.interval_steps = 0
     c.checkpoint.interval_steps = 400
+
+
+def quick_att(c):
+    """Attention needs a lower rate, and positions that tell where a row ends: rotary ones are only relative."""
+    c.data.path = "data/sudoku-4x4"
+    c.data.make = ("python -m trm_jax.data sudoku --generate --box 2x2 --clues 5 --train 20000 --test 1000 "
+                   "--out data/sudoku-4x4")
+    c.deepen.carry_share = 0.5
+
+    c.arch.mlp_t = False
+    c.arch.pos_encodings = "learned"
+    c.arch.hidden_size = 64
+    c.arch.num_heads = 4
+    c.arch.mlp_hidden_size = 128
+    c.arch.mixer_hidden_size = 0
+
+    c.total_steps = 800
+    c.global_batch_size = 64
+    c.lr = 1e-3
+    c.eval.H_test = (4, 8, 16, 64)
+    c.eval.max_examples = 0
+    c.eval.batch_size = 250

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import distributed, evaluate, recursion
+from trm_jax import checkpoints, config, distributed, evaluate, recursion
 from trm_jax.puzzles.sudoku import Verdict
 from trm_jax.state import Data, System, Weights
 
@@ -126,3 +126,14 @@ def test_percentages_are_cut_off_and_whole_ones_are_whole():
     assert evaluate.percent(0.99999) == "99.99" and evaluate.percent(1.0) == "100.00"
     assert evaluate.percent(None) == "-"
     assert [evaluate.percent(k / 100) for k in range(100)] == [f"{k}.00" for k in range(100)]
+
+
+def test_a_run_is_evaluated_with_its_own_config(tmp_path):
+    """But for how, and on which dataset."""
+    folder = tiny.dataset(tmp_path / "data")
+    checkpoints.claim(tmp_path / "run", config.to_json(tiny.experiment(folder)))
+    with pytest.raises(checkpoints.CheckpointError, match=r"arch.L_cycles: the run has 2, now 3"):
+        evaluate.evaluate(tiny.experiment(folder, arch={"L_cycles": 3}), tmp_path / "run")
+    other = tiny.dataset(tmp_path / "other", test=5)
+    with pytest.raises(checkpoints.CheckpointError, match="holds no checkpoint yet"):
+        evaluate.evaluate(tiny.experiment(other, eval={"H_test": [2]}), tmp_path / "run")

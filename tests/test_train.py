@@ -1,7 +1,6 @@
 """Training runs: they learn, continue bit for bit after any interruption, and do not depend on the devices."""
 
 import json
-import os
 import random
 import re
 import signal

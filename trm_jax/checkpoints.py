@@ -63,13 +63,24 @@ def claim(workdir: Path | str, config: dict[str, Any]) -> None:
         write_json(path, config)
         return
     old = read_config(workdir)
-    if found := config_lib.differences(old, config):
-        lines = [f"{name}: the run has {was!r}, now {now!r}" for name, (was, now) in found.items()]
-        raise CheckpointError(
-            f"{workdir} belongs to a run with another config:\n  " + "\n  ".join(lines) +
-            "\nGive another --workdir to start a new run, or the run's own values to continue this one")
+    require_same(workdir, old, config, "Give another --workdir to start a new run, or the run's own values to "
+                                       "continue this one")
     if old != config:
         write_json(path, config)
+
+
+def require_same(workdir: Path | str, old: dict[str, Any], new: dict[str, Any], then: str,
+                 but: tuple[str, ...] = ()) -> None:
+    """Raises CheckpointError, listing every field in which a run's config differs, outside of `config.MAY_CHANGE`.
+
+    Args:
+      then: what would do.
+      but: more fields that may differ.
+    """
+    found = {name: pair for name, pair in config_lib.differences(old, new).items() if name not in but}
+    if found:
+        lines = [f"{name}: the run has {was!r}, now {now!r}" for name, (was, now) in found.items()]
+        raise CheckpointError(f"{workdir} belongs to a run with another config:\n  " + "\n  ".join(lines) + "\n" + then)
 
 
 def read_config(workdir: Path | str) -> dict[str, Any]:

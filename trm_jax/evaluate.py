@@ -239,7 +239,12 @@ def table(result: dict[str, Any]) -> str:
 
 
 def evaluate(experiment, workdir: str | os.PathLike, note: Callable[[str], None] = print) -> dict[str, Any]:
-    """Evaluates the best checkpoint of a run, or its last one if none has been evaluated yet."""
+    """Evaluates the best checkpoint of a run, or its last one if none has been evaluated yet.
+
+    The config must be the run's own but for how to evaluate (`config.MAY_CHANGE`) and on which dataset.
+    """
+    checkpoints.require_same(workdir, checkpoints.read_config(workdir), config.to_json(experiment),
+                             "Give the run's own values to evaluate it", but=("data.path",))
     mesh = distributed.data_mesh()
     data = Data.load(experiment)
     system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))

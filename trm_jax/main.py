@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from trm_jax import config, describe, distributed, evaluate, train, weights
@@ -27,6 +27,8 @@ flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # at absl's default jax logs its housekeeping
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     if FLAGS.mode != "describe" and not FLAGS.workdir:
@@ -51,5 +53,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    FLAGS.set_default("verbosity", -1)  # jax logs its own housekeeping at absl's default
     app.run(main)
