@@ -37,5 +37,5 @@ def get_config(variant: str = ""):
     c.arch.no_ACT_continue = True
     c.eval.H_test = (1,)
     if variant == "quick":
-        c.total_steps = 1200
+        c.total_steps = 950
     return c

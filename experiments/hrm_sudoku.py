@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
     c = published()
     if variant == "quick":
         config_lib.experiment_file(pathlib.Path(__file__).with_name("trm_mlp_sudoku.py")).quick(c)
-        c.total_steps = 600
+        c.total_steps = 550
     return c
 
 
@@ -61,7 +61,7 @@ def published():
     c.arch.no_ACT_continue = False
     c.arch.prob_detach_prev_H = 1.0
 
-    c.epochs = 20_000
+    c.total_steps = 20_000 * 1000 // 768  # 20,000 epochs of 1,000 puzzles
     c.global_batch_size = 768
     c.optimizer = "adam_atan2"
     c.lr = 1e-4

@@ -29,5 +29,5 @@ def get_config(variant: str = ""):
     if variant == "quick":
         c.arch.num_heads = 4
         c.arch.mixer_hidden_size = 0
-        c.total_steps = 800
+        c.total_steps = 750
     return c

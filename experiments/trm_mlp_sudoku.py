@@ -57,7 +57,7 @@ def published():
     c.arch.no_ACT_continue = True
     c.arch.prob_detach_prev_H = 1.0
 
-    c.epochs = 50_000
+    c.total_steps = 50_000 * 1000 // 768  # 50,000 epochs of 1,000 puzzles
     c.global_batch_size = 768
     c.optimizer = "adam_atan2"
     c.lr = 1e-4
@@ -94,7 +94,7 @@ def quick(c):
     c.arch.forward_dtype = "float32"
     c.arch.loss.loss_type = "softmax_cross_entropy"
 
-    c.total_steps = 1000
+    c.total_steps = 2000
     c.global_batch_size = 32
     c.optimizer = "adamw"
     c.lr = 2e-3
@@ -107,6 +107,6 @@ def quick(c):
 
     c.eval.H_test = (1, 2, 4, 8, 16, 32, 64)
     c.eval.max_examples = 200
-    c.eval.batch_size = 200
+    c.eval.batch_size = 50
     c.eval.interval_steps = 0
     c.checkpoint.interval_steps = 400

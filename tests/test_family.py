@@ -197,13 +197,16 @@ COUNTS = {  # Sudoku, Maze, ARC: spec §1
     "trm_att_sudoku": (6_828_034, 6_822_914, 6_829_058), "trm_mlp_sudoku": (5_028_866, 18_795_522, 18_801_666),
     "hrm_sudoku": (27_275_266, 27_270_146, 27_276_290), "direct_sudoku": (27_275_266, 27_270_146, 27_276_290),
     "rsm_sudoku": (2_513_920, 9_397_248, 9_400_320)}
+STEPS = {"trm_att_sudoku": 65_104, "trm_mlp_sudoku": 65_104, "hrm_sudoku": 26_041, "direct_sudoku": 26_041,
+         "rsm_sudoku": 14_968}
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_those_of_the_papers(name):
     e = experiment(name, data={"path": "nowhere"})
     with jax.numpy_dtype_promotion("standard"):  # jax's attention in bfloat16
-        assert f"{COUNTS[name][0]:,} trained" in describe.describe(e)
+        text = describe.describe(e)
+        assert f"{COUNTS[name][0]:,} trained" in text and f"{STEPS[name]:,} steps of {e.global_batch_size}" in text
         models = [Model(e.arch, Shape(*s)) for s in ((81, 11), (900, 6), (900, 12))]
         assert tuple(model.parameter_count() for model in models) == COUNTS[name]
 

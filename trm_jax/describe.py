@@ -29,7 +29,8 @@ def describe(experiment: Experiment) -> str:
     except store.DatasetError as error:
         shape, groups = PUBLISHED[e.data.puzzle]
         steps = e.total_steps or int(e.epochs * groups / e.global_batch_size)
-        where = f"not there; the published set's {groups:,} groups are assumed ({error})"
+        assumed = "" if e.total_steps else f"; the published set's {groups:,} groups are assumed"
+        where = f"not there{assumed} ({error})"
     system = System(e, shape, steps)
     model, curriculum, B = system.model, system.curriculum, e.global_batch_size
     stages = curriculum.stages()
