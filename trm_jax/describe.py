@@ -74,15 +74,21 @@ def system_line(e: Experiment) -> str:
 
 
 def activation_bytes(system: System, L: int) -> int:
-    """Estimate, per example: what the calls with gradient keep for the backward pass."""
+    """Estimate, per example: what the calls with gradient keep for the backward pass.
+
+    With remat that is the state and the injection of each call, and the inside of the one that is computed anew.
+    """
     a, model = system.experiment.arch, system.model
     width = 2 if a.forward_dtype == "bfloat16" else 4
     T, D = model.T, a.hidden_size
     mlp = 3 * T * (a.mlp_hidden_size or swiglu_hidden(D, a.expansion))
     mixer = 3 * D * (a.mixer_hidden_size or swiglu_hidden(T, a.expansion)) if a.mlp_t else 5 * T * D
     calls = L + 1 - detached_calls(model, L)
-    layers = (calls - 1) * a.L_layers + (a.H_layers or a.L_layers)
-    return layers * (mlp + mixer + 6 * T * D) * width
+    inside = mlp + mixer + 6 * T * D  # of a layer
+    last = a.H_layers or a.L_layers
+    if a.remat:
+        return (calls * 2 * T * D + max(a.L_layers, last) * inside) * width
+    return ((calls - 1) * a.L_layers + last) * inside * width
 
 
 def human(value: float, unit: str) -> str:

@@ -1,0 +1,23 @@
+"""The benchmark command: variants side by side, and what it refuses."""
+
+import pytest
+
+from tests import tiny
+from trm_jax import bench, config
+
+
+def test_variants_take_turns(tmp_path):
+    e = tiny.experiment(tmp_path / "no-dataset", arch={"puzzle_emb_ndim": 0, "puzzle_emb_len": 0})
+    lines = bench.compare(e, ["arch.remat=False,global_batch_size=8"], repeats=2).splitlines()
+    assert "batch 16, H 2, L 2" in lines[0] and "median of 2" in lines[0]
+    (name, *first), (changes, *second) = (line.rsplit(maxsplit=9) for line in lines[2:])
+    assert name.strip() == "as configured" and changes.strip() == "arch.remat=False,global_batch_size=8"
+    assert first[3] == "1.00" and all(float(x) > 0 for x in (*first[:3], *second[:3]))
+
+
+@pytest.mark.parametrize("change, message", [
+    ("arch.remat", "is not FIELD=VALUE"), ("arch.remta=False", "arch.remta"), ("arch.remat=perhaps", "perhaps"),
+    ("arch.L_cycles=0", "arch.L_cycles = 0: must be at least 1")])
+def test_a_bad_variant_is_named(tmp_path, change, message):
+    with pytest.raises(config.ConfigError, match=message):
+        bench.contender(tiny.experiment(tmp_path), change, 1)

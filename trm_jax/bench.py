@@ -1,0 +1,136 @@
+"""Times the training step of a config, beside variants of it, and says what memory each takes.
+
+    python -m trm_jax.bench --config=experiments/rsm_sudoku.py:quick --against=arch.remat=False
+    python -m trm_jax.bench --config=experiments/trm_mlp_sudoku.py --config.global_batch_size=16 --against=...
+
+The variants take turns within one process, so that what else the machine does hits them alike; the ratio of their
+medians is the figure. Inputs are random tokens of the dataset's shape, or of the published one's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from trm_jax import config, describe, distributed, train
+from trm_jax.data import store
+from trm_jax.describe import human
+from trm_jax.state import Data, System
+from trm_jax.supervision import Batch
+
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, with a variant after a colon.")
+AGAINST = flags.DEFINE_multi_string("against", [], "FIELD=VALUE[,FIELD=VALUE]: a variant of the config. Repeatable.")
+REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps of each variant; the median is reported.", lower_bound=1)
+flags.mark_flag_as_required("config")
+
+
+def shape_of(experiment: config.Experiment):
+    try:
+        return Data.load(experiment).shape
+    except store.DatasetError:
+        return describe.PUBLISHED[experiment.data.puzzle][0]
+
+
+@dataclasses.dataclass
+class Contender:
+    """A compiled step at the config's last H and L, with a state to run on."""
+
+    name: str
+    system: System
+    repeats: int
+
+    def __post_init__(self):
+        s, mesh = self.system, distributed.data_mesh()
+        B, S, V = s.experiment.global_batch_size, s.shape.seq_len, s.shape.vocab_size
+        distributed.check_batch(B, mesh)
+        tokens = np.random.default_rng(0).integers(1, V, (B, S), np.int32)
+        self.batch = Batch(**distributed.put_batch(mesh, {
+            "inputs": tokens, "labels": tokens, "puzzle_identifiers": np.zeros(B, np.int32)}))
+        *_, (_, _, self.H, self.L) = s.curriculum.stages()
+        last = jnp.int32(s.total_steps - self.repeats - 2)
+        self.state = train.place(s, mesh)
+        self.state = self.state._replace(step=jax.device_put(jnp.maximum(last, 0), self.state.step.sharding))
+        begun = time.perf_counter()
+        self.run = train.make_step(s, mesh, self.L).lower(self.state, self.batch).compile()
+        self.compile_seconds = time.perf_counter() - begun
+        self.seconds: list[float] = []
+
+    def step(self) -> None:
+        begun = time.perf_counter()
+        self.state, sums = self.run(self.state, self.batch)
+        jax.block_until_ready(sums)
+        self.seconds.append(time.perf_counter() - begun)
+
+    def line(self, first: Contender) -> str:
+        median = statistics.median(self.seconds)
+        flops = self.system.experiment.global_batch_size * self.system.train_flops_per_example(self.H, self.L)
+        memory = self.run.memory_analysis()
+        temporary = human(memory.temp_size_in_bytes, "B") if memory else "?"
+        return (f"{self.name:32}{1e3 * median:10.1f}{1e3 * min(self.seconds):9.1f}{1e3 * max(self.seconds):9.1f}"
+                f"{median / statistics.median(first.seconds):8.2f}{temporary:>12}"
+                f"{human(flops / median, 'FLOP/s'):>16}{self.compile_seconds:11.1f}")
+
+
+def contender(base: config.Experiment, changes: str, repeats: int) -> Contender:
+    """`changes`: "" or "arch.remat=False,global_batch_size=64"."""
+    raw = config.to_config_dict(base)
+    for change in filter(None, changes.split(",")):
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise config.ConfigError(f"--against={changes}: {change!r} is not FIELD=VALUE")
+        try:
+            old = raw
+            for part in name.split("."):
+                old = old[part]
+            value = {"True": True, "False": False}[value] if isinstance(old, bool) else type(old)(value)
+            raw.update_from_flattened_dict({name: value})
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise config.ConfigError(f"--against={changes}: {name} = {value}: {error}") from None
+    experiment = config.parse(raw)
+    shape = shape_of(experiment)
+    # The last stage of the curriculum is what is timed, whatever the length of the run.
+    steps = max(experiment.total_steps, 1000)
+    return Contender(changes or "as configured",
+                     System(dataclasses.replace(experiment, total_steps=steps), shape, steps), repeats)
+
+
+def compare(base: config.Experiment, against: list[str], repeats: int) -> str:
+    """Text for a terminal: the config and its variants, one line each."""
+    contenders = [contender(base, changes, repeats) for changes in ["", *against]]
+    for turn in range(repeats + 1):
+        for c in contenders:
+            c.step()
+            if turn == 0:
+                c.seconds.clear()  # the first step touches memory for the first time
+    first = contenders[0]
+    return "\n".join([
+        f"one training step, batch {base.global_batch_size}, H {first.H}, L {first.L}, "
+        f"{distributed.device_description()}, median of {repeats} in turns",
+        f"{'':32}{'median ms':>10}{'min':>9}{'max':>9}{'ratio':>8}{'temporary':>12}{'model':>16}{'compile s':>11}",
+        *(c.line(first) for c in contenders)])
+
+
+def main(argv: list[str]) -> None:
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    try:
+        print(compare(config.parse(CONFIG.value), AGAINST.value, REPEATS.value))
+    except ValueError as error:
+        if type(error).__module__.startswith("trm_jax"):
+            sys.exit(f"error: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    app.run(main)
