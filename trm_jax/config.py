@@ -184,6 +184,17 @@ def experiment_file(path: str | os.PathLike):
     return module
 
 
+def from_file(name: str) -> ConfigDict:
+    """The config of "experiments/NAME.py:VARIANT", as --config takes it. Raises ConfigError."""
+    file, _, variant = name.partition(":")
+    try:
+        return experiment_file(file).get_config(variant)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # there is no such variant
+        raise ConfigError(f"{file}: {error}") from error
+
+
 def parse(config: ConfigDict | dict[str, Any]) -> Experiment:
     """ConfigDict (or the dict of a `config.json`) -> Experiment.
 
