@@ -118,6 +118,16 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_a_terminal_without_a_width_gets_plain_lines(monkeypatch):
+    """A container's or a recorder's: a bar would be invisible there."""
+    stream = Terminal()
+    stream.fileno = lambda: 2
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((0, 0)))
+    with Progress(10, stream=stream) as progress:
+        progress.update(1, {"loss": 1.0})
+    assert stream.getvalue() == "step 1/10  loss 1.0000\n"
+
+
 def drive(stream):
     with Progress(100, 20, stream=stream) as progress:
         progress.note("compiling for L = 3")

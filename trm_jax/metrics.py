@@ -79,7 +79,7 @@ class Progress:
         self._silent = not is_primary()
         self._seconds_per_step: float | None = None
         self._bar = None
-        if not self._silent and self._stream.isatty():
+        if not self._silent and _is_terminal(self._stream):
             self._bar = _Bar(total=total_steps, initial=start_step, file=self._stream, dynamic_ncols=True,
                              bar_format="{percentage:3.0f}%|{bar:10}| {desc}", mininterval=0)
 
@@ -129,6 +129,14 @@ class Progress:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether a bar can be seen there: one without a width (a container's, a recorder's) shows nothing of it."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):  # a stream that has no file: it must know
+        return stream.isatty()
 
 
 class _Bar(tqdm):
