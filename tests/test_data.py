@@ -429,3 +429,28 @@ def test_help_names_the_commands(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])
     assert stop.value.code == 0 and "sudoku --generate --out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line, says", [
+    ("a,{q}\r,{a},1", "line 3: is not CSV"),
+    ("\"" + "x" * 200_000 + "\",{q},{a},1", "line 3: is not CSV"),
+    ("\"a,{q},{a},1", "line 3: is not CSV"),
+    ("\"a\nb\",{q},{a},1", "line 3: a quoted field goes on")])
+def test_rows_that_are_not_csv(files, capsys, line, says):
+    header, row = (files / "train.csv").read_text().splitlines()[:2]
+    _, q, a, _ = row.split(",")
+    (files / "bad.csv").write_bytes("\n".join([header, row, line.format(q=q, a=a), ""]).encode())
+    message = error_of(capsys, "--csv", files / "bad.csv", "--test_csv", files / "test.csv", "--out", files / "out")
+    assert f"bad.csv, {says}" in message
+
+
+@pytest.mark.parametrize("file, content, says", [
+    ("provenance.json", "[1]", "must hold an object"), ("provenance.json", '{"puzzle": 3}', "must hold an object"),
+    ("provenance.json", '{"puzzle": {"name": "sudoku", "box_rows": "a"}}', "is no sudoku dataset"),
+    ("provenance.json", '{"puzzle": {"name": "chess"}}', "unknown puzzle 'chess'"),
+    ("train/sources.json", "5", "must hold a list")])
+def test_notes_that_are_not_ours(files, capsys, file, content, says):
+    run("--csv", files / "train.csv", "--test_csv", files / "test.csv", "--out", files / "out")
+    (files / "out" / file).write_text(content)
+    capsys.readouterr()
+    assert says in error_of(capsys, "bench", "--path", files / "out", "--seconds", "0", command="")

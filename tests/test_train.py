@@ -234,12 +234,12 @@ def test_ema_follows_its_definition(data):
                  expected)
 
 
-# What cannot run says so, in words of one line or a list, and exits 1.
+# What cannot run says so, in words of one line or a list, and exits 2.
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch):
-    """Runs main with a config and flags in this process; returns what it exits with."""
+def cli(tmp_path, monkeypatch, capsys):
+    """Runs main with a config and flags in this process; it must exit with 2. Returns what it said."""
     def run(e, *more, workdir="run"):
         args = command(tmp_path, e, tmp_path / workdir, *more)[2:]
         monkeypatch.setattr(sys, "argv", args)  # ml_collections looks there for the fields that are set
@@ -247,16 +247,15 @@ def cli(tmp_path, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of the way in which ml_collections loads the file
             flags.FLAGS(args)
-        with pytest.raises(SystemExit) as caught:
-            main.main(args[:1])
-        return caught.value.code
+        assert main.main(args[:1]) == 2
+        return capsys.readouterr().err.removesuffix("\n")
     return run
 
 
 def test_batch_that_the_devices_cannot_share(data, tmp_path):
     e = tiny.experiment(data, global_batch_size=12)
     done = subprocess.run(command(tmp_path, e, tmp_path / "run"), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == ("error: global_batch_size=12 must be a multiple of the number of devices, 8; "
                            "the nearest that work: 8 and 16\n")
     assert not (tmp_path / "run").exists()
@@ -279,6 +278,23 @@ def test_missing_dataset(data, cli):
 def test_batch_larger_than_the_dataset(data, cli):
     message = cli(tiny.experiment(data, global_batch_size=128))
     assert message.startswith("error: the training set has 64 groups") and len(message.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_made(data, tmp_path, cli):
+    (tmp_path / "file").write_text("")
+    message = cli(tiny.experiment(data), workdir="file/run")
+    assert message.startswith("error: ") and str(tmp_path / "file") in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flags_, says", [
+    (["--config=nowhere.py", "--mode=describe"], "nowhere.py"),
+    (["--config=experiments/rsm_sudoku.py", "--mode=describe", "--config.arch.hidden_siz=3"],
+     "no field 'hidden_siz' Did you mean \"hidden_size\""),
+    (["--config=experiments/rsm_sudoku.py", "--mode=describe", "--config.nonsense=3"], "no field 'nonsense'")])
+def test_mistyped_commands(flags_, says):
+    done = subprocess.run([sys.executable, "-m", "trm_jax.main", *flags_], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and says in done.stderr and "Traceback" not in done.stderr
 
 
 def test_too_few_epochs_for_a_step(data, cli):

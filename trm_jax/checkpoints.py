@@ -23,6 +23,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from trm_jax import config as config_lib
+from trm_jax.errors import UserError
 from trm_jax.metrics import write_json
 
 PyTree = Any
@@ -32,7 +33,7 @@ CHECKPOINTS = "checkpoints"
 LOGS = (".log", ".out", ".err")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A folder that is not the run that was asked for, or a checkpoint that cannot be written, read or used."""
 
 
@@ -155,7 +156,7 @@ class Checkpointer:
           step: number of optimiser steps done.
           state: pytree of jax arrays, any sharding, typed keys and Nones included. It is on the host when this
             returns, so the caller may donate it; the files are written in the background.
-          position: JSON dict of where the input pipeline stands; the one of process 0 is kept.
+          position: JSON dict of where the run stands in its input and its time; the one of process 0 is kept.
           metrics: name -> float, with `best_metric` in it; None if the state has not been evaluated.
 
         Raises:

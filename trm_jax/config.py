@@ -19,10 +19,12 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from trm_jax.errors import UserError
+
 Axis = Literal["feature", "token"]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot work; the message lists every fault by field, value and what is allowed."""
 
 
@@ -202,7 +204,7 @@ def parse(config: ConfigDict | dict[str, Any]) -> Experiment:
       ConfigError: listing every unknown field, wrong type and impossible value at once.
     """
     faults: list[str] = []
-    raw = config.to_dict() if isinstance(config, ConfigDict) else config
+    raw = config if isinstance(config, dict) else config.to_dict()  # raises where ml_collections found no file
     experiment = _build(Experiment, raw, "", faults)
     if not faults:
         faults += _impossible(experiment)
@@ -302,6 +304,7 @@ def _impossible(e: Experiment) -> list[str]:
     for name in ("arch.prob_detach_prev_H", "arch.halt_exploration_prob", "deepen.carry_share",
                  "deepen.carry_keep_prob", "deepen.tail_prob", "lr_min_ratio"):
         need(0 <= get(name) <= 1, name, "is a share, from 0 to 1 (not percent)")
+    need(e.seed < 2**32, "seed", "must be under 2**32: jax would drop the digits above")
     for name in ("beta1", "beta2", "ema_rate"):
         need(0 <= getattr(e, name) < 1, name, "must be at least 0 and under 1")
     need(e.data.labels == "fixed" or e.data.puzzle == "maze", "data.labels", "is for data.puzzle = 'maze'")

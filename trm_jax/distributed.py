@@ -20,13 +20,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import trm_jax
+from trm_jax.errors import UserError
 
 AXIS = "data"
 COMPILED = os.path.join("~", ".cache", "trm_jax", "compiled")  # where programs are kept unless told otherwise
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError):
     """Devices or processes that do not fit the run; the message says which numbers would."""
 
 

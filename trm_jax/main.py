@@ -3,14 +3,12 @@
 Trains and evaluates a config; the same command continues a run that was interrupted.
 """
 
-from __future__ import annotations
-
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from trm_jax import config, describe, distributed, evaluate, train, weights
+from trm_jax import config, describe, distributed, errors, evaluate, train, weights
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Experiment file, with a variant after a colon: "
@@ -26,7 +24,7 @@ flags.DEFINE_string("compilation_cache", distributed.COMPILED,
 flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # at absl's default jax logs its housekeeping
     if len(argv) > 1:
@@ -35,22 +33,27 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--mode={FLAGS.mode} needs --workdir")
     if FLAGS.weights and FLAGS.mode != "evaluate":
         raise app.UsageError(f"--weights goes with --mode=evaluate, not --mode={FLAGS.mode}")
+    return errors.guarded(_run, interrupted="the same command continues from the last checkpoint")
+
+
+def _run() -> None:
+    experiment = config.parse(FLAGS.config)
+    if FLAGS.mode == "describe":
+        return print(describe.describe(experiment))
+    distributed.initialize()
+    distributed.enable_compilation_cache(FLAGS.compilation_cache)
+    if FLAGS.weights:
+        weights.evaluate_file(experiment, FLAGS.workdir, FLAGS.weights)
+    else:
+        {"train": train.train, "evaluate": evaluate.evaluate}[FLAGS.mode](experiment, FLAGS.workdir)
+
+
+def _parse(argv: list[str]) -> list[str]:
     try:
-        experiment = config.parse(FLAGS.config)
-        if FLAGS.mode == "describe":
-            print(describe.describe(experiment))
-            return
-        distributed.initialize()
-        distributed.enable_compilation_cache(FLAGS.compilation_cache)
-        if FLAGS.weights:
-            weights.evaluate_file(experiment, FLAGS.workdir, FLAGS.weights)
-        else:
-            {"train": train.train, "evaluate": evaluate.evaluate}[FLAGS.mode](experiment, FLAGS.workdir)
-    except ValueError as error:
-        if type(error).__module__.startswith("trm_jax"):  # ours are written for the user; others are faults
-            sys.exit(f"error: {error}")
-        raise
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # ml_collections', with a KeyError in it, for a field that is not there
+        sys.exit("error: --config has no field " + " ".join(getattr(error.args[0], "args", error.args)[0].split()))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trm_jax import puzzles, report, solve
+from trm_jax.errors import UserError, guarded
 
 _INK, _FAINT, _GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 _COLOURS = ("#0b6cb8", "#d1630f", "#2a8a4a", "#8a3fa0", "#b8272d", "#5b6470")
@@ -25,7 +26,7 @@ PER_ROW = 4  # grids of a strip
 MOST_GRIDS = 8
 
 
-class PictureError(ValueError):
+class PictureError(UserError):
     """A picture that cannot be drawn; the message says what is missing."""
 
 
@@ -182,15 +183,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (a, s):
         command.add_argument("--out", required=True, help="file to write; its ending says the format")
     args = parser.parse_args(argv)
-    try:
-        save(_accuracy(args) if args.what == "accuracy" else _strip(args), args.out)
-    except ValueError as error:
-        if type(error).__module__.startswith("trm_jax") or isinstance(error, PictureError):
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        raise
+    return guarded(lambda: _draw(args))
+
+
+def _draw(args) -> None:
+    save(_accuracy(args) if args.what == "accuracy" else _strip(args), args.out)
     print(args.out)
-    return 0
 
 
 def _accuracy(args):

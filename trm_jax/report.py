@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trm_jax.errors import UserError, guarded
 from trm_jax.evaluate import percent
 
 EXACT = "exact_accuracy"
 _SLACK = 1e-9  # a difference of two shares that is exact on paper is not one in floating point
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """A run whose evaluation cannot be found, read or compared; the message says which and why."""
 
 
@@ -140,15 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{value} and --{depth} go together")
     if args.between and args.between[0] >= args.between[1]:
         parser.error(f"--between {args.between[0]} {args.between[1]}: the first must be smaller")
-    try:
-        results = [result for run in args.run for result in newest(run)]
-        print(table(results))
-        if args.at is None and args.between is None:
-            return 0
-        verdicts = [faults(r, args.min_exact, args.at, args.max_drop, args.between) for r in results]
-    except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _report(args))
+
+
+def _report(args: argparse.Namespace) -> int:
+    results = [result for run in args.run for result in newest(run)]
+    print(table(results))
+    if args.at is None and args.between is None:
+        return 0
+    verdicts = [faults(r, args.min_exact, args.at, args.max_drop, args.between) for r in results]
     print()
     for result, found in zip(results, verdicts):
         print(f"{result.label}: " + ("FAIL: " + "; ".join(found) if found else "pass"))

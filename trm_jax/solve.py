@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ import numpy as np
 
 from trm_jax import distributed, puzzles, recursion, weights
 from trm_jax.data import store
+from trm_jax.errors import UserError, guarded
 from trm_jax.recursion import Latents, Watched
 
 Array = jax.Array
@@ -34,7 +35,7 @@ MAX_FRAMES = 11  # of a film strip, besides the puzzle: four rows of three
 _STYLE = re.compile(r"\x1b\[([\d;]*)m")
 
 
-class SolveError(ValueError):
+class SolveError(UserError):
     """A request that cannot be answered; a puzzle that cannot be is an `Answer` with its reason instead."""
 
 
@@ -313,17 +314,6 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_steps", type=int, default=256, help="outer cycles at most (%(default)s)")
     parser.add_argument("--settle", type=int, default=8,
                         help="stop when the answer has stood still for so many outer cycles (%(default)s)")
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """The exit status of `run`; a message for the user and 2 where it raises one of our own errors."""
-    try:
-        return run()
-    except ValueError as error:
-        if isinstance(error, SolveError) or type(error).__module__.startswith("trm_jax"):
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,13 +57,9 @@ class Data:
             a, b = getattr(train.metadata, field), getattr(test.metadata, field)
             if a != b:
                 raise store.DatasetError(f"{d.path}: {field} is {a} in train but {b} in test")
-        puzzle = (store.load_provenance(d.path) or {}).get("puzzle") or {"seq_len": train.metadata.seq_len}
-        if (made_for := puzzle.get("name", d.puzzle)) != d.puzzle:
-            raise store.DatasetError(f"{d.path} is a {made_for} dataset, but data.puzzle = {d.puzzle!r}")
-        try:
-            domain = puzzles.get(**{"name": d.puzzle, **puzzle})
-        except puzzles.PuzzleError as error:
-            raise store.DatasetError(f"{d.path} is no {d.puzzle} dataset: {error}") from None
+        domain = store.load_domain(d.path, d.puzzle, train.metadata.seq_len)
+        if domain.name != d.puzzle:
+            raise store.DatasetError(f"{d.path} is a {domain.name} dataset, but data.puzzle = {d.puzzle!r}")
         return cls(train, test, domain)
 
     @property

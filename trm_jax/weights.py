@@ -27,7 +27,9 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from trm_jax import checkpoints, config, distributed, evaluate, puzzles
+from trm_jax.errors import UserError, guarded
 from trm_jax.models.network import Model, Shape
+from trm_jax.puzzles import puzzle_of
 from trm_jax.state import Data, System, Weights, total_steps
 
 FORMAT = 1
@@ -36,7 +38,7 @@ DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 _TENSOR_DTYPES = {"BF16": "bfloat16", "F32": "float32"}
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A weights file that cannot be written, read or used; the message says why."""
 
 
@@ -78,11 +80,6 @@ def from_run(workdir: str | os.PathLike) -> Export:
 def read(path: str | os.PathLike) -> Export:
     """From a run's folder or a weights file."""
     return from_run(path) if Path(path).is_dir() else load(path)
-
-
-def puzzle_of(domain: puzzles.Domain) -> dict[str, Any]:
-    """What puzzles.get makes the same domain from."""
-    return {"name": domain.name, **dataclasses.asdict(domain)}
 
 
 def save(path: str | os.PathLike, export: Export, dtype: str = "bfloat16") -> None:
@@ -227,18 +224,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="file to write")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors")
     args = parser.parse_args(argv)
-    try:
-        export = from_run(args.workdir)
-        save(args.out, export, args.dtype)
-    except ValueError as error:
-        if type(error).__module__.startswith("trm_jax") or isinstance(error, WeightsError):  # also as __main__
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        raise
+    return guarded(lambda: _pack(args))
+
+
+def _pack(args: argparse.Namespace) -> None:
+    export = from_run(args.workdir)
+    save(args.out, export, args.dtype)
     m = export.metadata
     print(f"{args.out}: {export.model.parameter_count():,} {m['parameters']} parameters of step {m['step']:,} "
           f"of {m['total_steps']:,} in {args.dtype}, {os.path.getsize(args.out):,} bytes")
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import trm_jax
 from trm_jax import puzzles
 from trm_jax.data import sources, store
 from trm_jax.data.store import DatasetError
+from trm_jax.errors import guarded
 
 EXAMPLES = """examples:
   python -m trm_jax.data sudoku --generate --out data/easy --train 60000 --test 1000 --clues 41
@@ -72,15 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.argv = argv
-    try:
-        args.run(args)
-    except (DatasetError, puzzles.PuzzleError, OSError) as error:
-        print(f"trm_jax.data: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("trm_jax.data: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return guarded(lambda: args.run(args), interrupted="nothing was written")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -174,7 +167,7 @@ def make_folder(args, kind: Kind) -> None:
               "test": sources.to_split(test, domain)}
     provenance = {
         "format": 1,
-        "puzzle": {"name": domain.name, **dataclasses.asdict(domain)},
+        "puzzle": puzzles.puzzle_of(domain),
         "command": "python -m trm_jax.data " + shlex.join(args.argv),
         "mode": _mode(args).lstrip("-"), "options": options, "seed": args.seed, "files": files,
         "hub": kind.hub if args.hub else None,
@@ -210,9 +203,7 @@ def run_bench(args) -> None:
     from trm_jax.data import pipeline  # Grain takes longer to import than most folders to make
 
     split = store.load(args.path, "train")
-    provenance = store.load_provenance(args.path) or {}
-    puzzle = provenance.get("puzzle") or {"name": args.puzzle, "seq_len": split.metadata.seq_len}
-    domain = puzzles.get(**puzzle)
+    domain = store.load_domain(args.path, args.puzzle, split.metadata.seq_len)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     for augment in (True, False):
@@ -246,19 +237,19 @@ def _mode(args) -> str:
 
 def _sides(text: str) -> tuple[int, int]:
     rows, x, cols = text.lower().partition("x")
-    if not (x and rows.isdigit() and cols.isdigit()):
+    if not (x and rows.isdecimal() and cols.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no box shape or maze size; write rows x columns: 3x3")
     return int(rows), int(cols)
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 0")
     return int(text)
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
     return int(text)
 

@@ -253,7 +253,7 @@ def _parse(piece: bytes, first_line: int, path, domain, tokens: np.ndarray) -> _
 def _parse_slowly(piece: bytes, first_line: int, path, domain, tokens: np.ndarray) -> _Rows:
     S = domain.seq_len
     questions, answers, ratings, sources = [], [], [], []
-    for number, row in enumerate(csv.reader(io.StringIO(piece.decode("utf-8", "replace"))), first_line):
+    for number, row in _csv_rows(piece.decode("utf-8", "replace").split("\n")[:-1], first_line, path):
         where = f"{path}, line {number}: "
         if len(row) != len(HEADER):
             raise DatasetError(f"{where}has {len(row)} columns, must have {len(HEADER)}: {','.join(HEADER)}")
@@ -270,6 +270,18 @@ def _parse_slowly(piece: bytes, first_line: int, path, domain, tokens: np.ndarra
         ratings.append(int(rating))
         sources.append(source)
     return _Rows(np.array(questions), np.array(answers), np.array(ratings, np.int32), sources)
+
+
+def _csv_rows(lines: list[str], first_line: int, path):
+    """(line number, columns) of each line: a quoted field may hold commas, but not go on in the next line."""
+    reader, number = csv.reader(lines, strict=True), first_line - 1
+    try:
+        for number, row in enumerate(reader, first_line):
+            if first_line + reader.line_num - 1 != number:
+                raise DatasetError(f"{path}, line {number}: a quoted field goes on in the next line")
+            yield number, row
+    except csv.Error as error:
+        raise DatasetError(f"{path}, line {number + 1}: is not CSV ({error})") from error
 
 
 def _check(inputs: np.ndarray, labels: np.ndarray, domain, path, first_line: int) -> None:

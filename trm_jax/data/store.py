@@ -28,12 +28,15 @@ from typing import Any
 
 import numpy as np
 
+from trm_jax import puzzles
+from trm_jax.errors import UserError
+
 IGNORE_LABEL_ID = -100  # what loaders put where the folder has `ignore_label_id`
 SET = "all"  # the published scripts write no other set
 BLANK = "<blank>"
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A dataset folder or source file that cannot be used; the message says which file and why."""
 
 
@@ -121,7 +124,10 @@ def load(path, split: str, make: str = "") -> Split:
     arrays = {name: _read_array(folder, name) for name in ARRAYS}
     extras: dict[str, Any] = {name: _read_array(folder, name) for name in EXTRAS if _npy(folder, name).exists()}
     if "sources" in extras:
-        extras["source_names"] = tuple(_read_json(folder / "sources.json"))
+        names = _read_json(folder / "sources.json")
+        if not isinstance(names, list):
+            raise DatasetError(f"{folder / 'sources.json'}: must hold a list of names, holds {type(names).__name__}")
+        extras["source_names"] = tuple(map(str, names))
     if metadata.total_puzzles < 0:
         metadata = dataclasses.replace(metadata, total_puzzles=len(arrays["puzzle_identifiers"]))
     loaded = Split(metadata=metadata, **arrays, **extras)
@@ -134,7 +140,21 @@ def load(path, split: str, make: str = "") -> Split:
 def load_provenance(path) -> dict[str, Any] | None:
     """How the folder came to be; None for folders of the published scripts."""
     file = pathlib.Path(path) / "provenance.json"
-    return _read_json(file) if file.exists() else None
+    if not file.exists():
+        return None
+    provenance = _read_json(file)
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("puzzle", {}), dict):
+        raise DatasetError(f"{file} is not as trm_jax.data writes it: it must hold an object, and puzzle be one too")
+    return provenance
+
+
+def load_domain(path, name: str, seq_len: int) -> puzzles.Domain:
+    """The domain that the folder says it was made for; the one called `name` of so many cells where it does not."""
+    puzzle = (load_provenance(path) or {}).get("puzzle") or {"seq_len": seq_len}
+    try:
+        return puzzles.get(**{"name": name, **puzzle})
+    except (puzzles.PuzzleError, TypeError) as error:  # the latter for options of other types
+        raise DatasetError(f"{path} is no {puzzle.get('name', name)} dataset: {error}") from None
 
 
 def load_identifiers(path) -> list[str]:

@@ -1,15 +1,18 @@
 """Puzzle domains: one object each, numpy only, that knows its vocabulary, rules, symmetries, generator and picture."""
 
+import dataclasses
 import importlib
 import inspect
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from trm_jax.errors import UserError
+
 _DOMAINS = {"sudoku": ("trm_jax.puzzles.sudoku", "Sudoku"), "maze": ("trm_jax.puzzles.maze", "Maze")}
 
 
-class PuzzleError(ValueError):
+class PuzzleError(UserError):
     """What is wrong with a puzzle or a request for one, in one line that its author can act on."""
 
 
@@ -87,3 +90,8 @@ def get(name: str, **options: Any) -> Domain:
     if unknown := sorted(set(options) - set(allowed)):
         raise PuzzleError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(allowed) or 'none'}")
     return make(**options)
+
+
+def puzzle_of(domain: Domain) -> dict[str, Any]:
+    """What `get` makes the same domain from; JSON can hold it."""
+    return {"name": domain.name, **dataclasses.asdict(domain)}
