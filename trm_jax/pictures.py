@@ -16,12 +16,12 @@ import numpy as np
 from trm_jax import puzzles, report, solve
 from trm_jax.errors import UserError, guarded
 
-_INK, _FAINT, _GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
-_COLOURS = ("#0b6cb8", "#d1630f", "#2a8a4a", "#8a3fa0", "#b8272d", "#5b6470")
-_MARKERS = "os^Dv"  # lines that lie upon each other can be told apart by these
-_STYLE = {"font.size": 11, "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "text.color": _INK,
-          "xtick.color": _FAINT, "ytick.color": _FAINT, "axes.spines.top": False, "axes.spines.right": False,
-          "savefig.facecolor": "white", "figure.facecolor": "white"}
+INK, FAINT, GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
+COLOURS = ("#0b6cb8", "#d1630f", "#2a8a4a", "#8a3fa0", "#b8272d", "#5b6470", "#b8901a")
+MARKERS = "os^Dv"  # lines that lie upon each other can be told apart by these
+STYLE = {"font.size": 11, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
+         "xtick.color": FAINT, "ytick.color": FAINT, "axes.spines.top": False, "axes.spines.right": False,
+         "savefig.facecolor": "white", "figure.facecolor": "white"}
 PER_ROW = 4  # grids of a strip
 MOST_GRIDS = 8
 
@@ -35,11 +35,11 @@ def accuracy(results: Sequence[report.Result], labels: Sequence[str], from_perce
 
     Of mazes also the share of valid shortest paths, dotted.
     """
-    plt = _pyplot()
-    with plt.rc_context(_STYLE):
+    plt = pyplot()
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.6), dpi=150, layout="constrained")
         for i, (result, label) in enumerate(zip(results, labels)):
-            colour, depths = _COLOURS[i % len(_COLOURS)], list(result.figures)
+            colour, depths = COLOURS[i % len(COLOURS)], list(result.figures)
 
             def shares(name, figures=result.figures):
                 return [np.nan if f[name] is None else 100 * f[name] for f in figures.values()]
@@ -47,11 +47,11 @@ def accuracy(results: Sequence[report.Result], labels: Sequence[str], from_perce
             axes.plot(depths, shares("settled"), "--", color=colour, linewidth=1.3, alpha=0.7)
             if result.verified_as:
                 axes.plot(depths, shares("verified"), ":", color=colour, linewidth=1.8)
-            axes.plot(depths, shares(report.EXACT), "-" + _MARKERS[i % len(_MARKERS)], color=colour, linewidth=1.8,
+            axes.plot(depths, shares(report.EXACT), "-" + MARKERS[i % len(MARKERS)], color=colour, linewidth=1.8,
                       markersize=6, markerfacecolor="white", markeredgewidth=1.6, label=label)
         for name in sorted({result.verified_as for result in results} - {None}):
-            axes.plot([], [], ":", color=_FAINT, linewidth=1.8, label=name)
-        axes.plot([], [], "--", color=_FAINT, linewidth=1.3, label="settled")
+            axes.plot([], [], ":", color=FAINT, linewidth=1.8, label=name)
+        axes.plot([], [], "--", color=FAINT, linewidth=1.3, label="settled")
         ticks = sorted({H for result in results for H in result.figures})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{H:,}" for H in ticks])
@@ -59,12 +59,12 @@ def accuracy(results: Sequence[report.Result], labels: Sequence[str], from_perce
         margin = (100 - from_percent) / 50
         axes.set_ylim(from_percent - margin, 100 + margin)
         axes.yaxis.set_major_formatter(lambda percent, _: f"{percent:g} %")
-        axes.grid(color=_GRID, linewidth=0.8)
+        axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_xlabel("outer cycles at test time, H")
         axes.set_title("Test puzzles solved exactly", loc="left", fontsize=12, fontweight="bold")
         axes.legend(frameon=False, loc="best")
-        figure.supxlabel(_caption(results), fontsize=8.5, color=_FAINT)
+        figure.supxlabel(_caption(results), fontsize=8.5, color=FAINT)
         return figure
 
 
@@ -73,11 +73,11 @@ def strip(domain: puzzles.Domain, trace: solve.Trace, title: str, solution: np.n
 
     solution [S]: cells that differ from it are drawn as wrong; None: it is not known, and none are.
     """
-    plt = _pyplot()
+    plt = pyplot()
     cycles = solve.shown_cycles(trace.stands_since, MOST_GRIDS)
     per_row = min(PER_ROW, len(cycles))
     rows = -(-len(cycles) // per_row)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, per_row, figsize=(2.7 * per_row, 3.0 * rows + 0.75), dpi=150,
                                     squeeze=False, layout="constrained")
         colours = plt.get_cmap("YlGnBu_r")
@@ -93,7 +93,7 @@ def strip(domain: puzzles.Domain, trace: solve.Trace, title: str, solution: np.n
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         given = "given" if hasattr(domain, "drawn_as") else "clues"
         legend = [f"black: {given}", "blue: filled in, the darker the surer", "yellow: changed since the grid before"]
-        figure.supxlabel("    ".join(legend + ["red: wrong"] * (solution is not None)), fontsize=9, color=_FAINT)
+        figure.supxlabel("    ".join(legend + ["red: wrong"] * (solution is not None)), fontsize=9, color=FAINT)
         return figure
 
 
@@ -134,7 +134,7 @@ def _rectangle(column: int, row: int, colour: str, margin: float = 0.0):
     return Rectangle((column + margin, row + margin), side, side, facecolor=colour, linewidth=0, zorder=1)
 
 
-def _pyplot():
+def pyplot():
     try:
         import matplotlib
     except ImportError:
@@ -164,7 +164,7 @@ def save(figure, out: str | os.PathLike) -> None:
     except (OSError, ValueError) as error:  # no such folder; no such format
         raise PictureError(f"{out} was not written: {error}") from error
     finally:
-        _pyplot().close(figure)
+        pyplot().close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,7 +203,7 @@ def _accuracy(args):
 
 
 def _strip(args):
-    _pyplot()  # before the long part
+    pyplot()  # before the long part
     export = solve.open_source(args)
     puzzle, solution = (args.puzzle, None) if args.example is None else solve.load_example(export, args.example)
     solver = solve.Solver.of(export)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import os
 import time
 from typing import Any
@@ -84,23 +85,37 @@ def place(system: System, mesh: Mesh) -> TrainState:
     return jax.jit(system.init_state, out_shardings=full)()
 
 
-class _Compiler:
+class Compiler:
     """Steps by L, compiled when they are first needed; says so, because the user waits for it."""
 
     def __init__(self, system: System, mesh: Mesh, note):
         self._system, self._mesh, self._note = system, mesh, note
         self._steps: dict[int, Any] = {}
+        self.seconds = 0.0  # spent on it so far
 
     def __call__(self, L: int, state: TrainState, batch: Batch):
         if L not in self._steps:
             begun = time.perf_counter()
             self._steps[L] = make_step(self._system, self._mesh, L).lower(state, batch).compile()
-            self._note(f"compiled the step for L = {L} in {time.perf_counter() - begun:.1f} s")
+            took = time.perf_counter() - begun
+            self.seconds += took
+            self._note(f"compiled the step for L = {L} in {took:.1f} s")
         return self._steps[L]
 
 
-def train(experiment: config.Experiment, workdir: str | os.PathLike) -> dict[str, Any]:
+def stream(experiment: config.Experiment, data: Data):
+    """The training batches of this process, from their beginning; to be closed."""
+    return pipeline.train_batches(
+        data.train, data.domain, global_batch_size=experiment.global_batch_size, seed=experiment.seed,
+        augment=experiment.data.augment, labels=experiment.data.labels, process_index=jax.process_index(),
+        process_count=jax.process_count())
+
+
+def train(experiment: config.Experiment, workdir: str | os.PathLike, seconds: float = math.inf) -> dict[str, Any]:
     """Trains to the end of the schedule and evaluates; continues by itself where `workdir` holds a checkpoint.
+
+    A run that has trained for so many `seconds` (without compiling, evaluating and saving; over all its
+    continuations) ends where it stands. That is for a single process: others would end at other steps.
 
     Returns the last evaluation (see evaluate.py). Raises ConfigError, DatasetError or CheckpointError, all of them
     ValueErrors with a message for the user.
@@ -114,19 +129,17 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike) -> dict[str
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(checkpoints.Checkpointer(
             workdir, keep_last=every.keep_last, keep_best=every.keep_best, best_metric=metric))
-        batches = pipeline.train_batches(
-            data.train, data.domain, global_batch_size=experiment.global_batch_size, seed=experiment.seed,
-            augment=experiment.data.augment, labels=experiment.data.labels, process_index=jax.process_index(),
-            process_count=jax.process_count())
+        batches = stream(experiment, data)
         stack.callback(batches.close)
-        state, step = place(system, mesh), 0
+        state, step, position = place(system, mesh), 0, {}
         if (restored := checkpointer.restore(state)) is not None:
             state, position, step = restored
             batches.set_state(position)
         writer = stack.enter_context(metrics.MetricWriter(workdir, step))
         progress = stack.enter_context(metrics.Progress(system.total_steps, step))
         progress.note(headline(system, mesh, workdir, step))
-        return _loop(system, data, mesh, workdir, state, step, batches, checkpointer, writer, progress)
+        return _loop(system, data, mesh, workdir, state, step, batches, checkpointer, writer, progress,
+                     _Clock(position, seconds))
 
 
 def headline(system: System, mesh: Mesh, workdir, step: int) -> str:
@@ -136,18 +149,35 @@ def headline(system: System, mesh: Mesh, workdir, step: int) -> str:
             f"{system.model.parameter_count():,} parameters, {distributed.device_description()}")
 
 
-def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, writer, progress) -> dict[str, Any]:
+class _Clock:
+    """What a run has spent, over all its continuations: checkpoints keep it beside the position of the stream."""
+
+    def __init__(self, position: dict[str, Any], limit: float):
+        self.train, self.compile = (position.get(f"{what}_seconds", 0.0) for what in ("train", "compile"))
+        self._limit = limit
+
+    def is_over(self, more: float = 0.0) -> bool:
+        """Whether the run has had its time, with so many more seconds of training."""
+        return self.train + more >= self._limit
+
+    def read(self) -> dict[str, float]:
+        return {"train_seconds": self.train, "compile_seconds": self.compile}
+
+
+def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, writer, progress, clock) -> dict[str, Any]:
     e, curriculum = system.experiment, system.curriculum
-    compiled = _Compiler(system, mesh, progress.note)
+    compiled = Compiler(system, mesh, progress.note)
     evaluator, metric = evaluate.Evaluator(system, data, mesh), evaluate.best_metric(e)
     pending: collections.deque[Sums | DeepSums] = collections.deque()  # of the steps since the last report
-    spent, flops, result = 0.0, 0.0, None
+    reported, flops, result = clock.train, 0.0, None  # clock.train at the last report
 
-    while step < system.total_steps:
+    while step < system.total_steps and not clock.is_over():
         begun = time.perf_counter()
         batch = Batch(**distributed.put_batch(mesh, next(batches)))
-        spent += time.perf_counter() - begun
+        clock.train += time.perf_counter() - begun
+        before = compiled.seconds
         run = compiled(curriculum.L(step + 1), state, batch)
+        clock.compile += compiled.seconds - before
         begun = time.perf_counter()
         state, sums = run(state, batch)
         step += 1
@@ -156,30 +186,30 @@ def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, write
         flops += e.global_batch_size * system.train_flops_per_example(H, L)
         if len(pending) > 2:  # let the host run ahead of the devices by no more than this
             jax.block_until_ready(pending[-3])
-        last = step == system.total_steps
+        last = step == system.total_steps or clock.is_over(time.perf_counter() - begun)
         if step % e.log.interval_steps == 0 or last:
             values = _total(jax.device_get(list(pending))).means()
             values |= {"lr": e.lr * float(curriculum.learning_rate_factor(np.int32(step))), "H": H, "L": L}
-            spent += time.perf_counter() - begun
-            examples = len(pending) * e.global_batch_size
+            clock.train += time.perf_counter() - begun
+            spent, examples = clock.train - reported, len(pending) * e.global_batch_size
             progress.update(step, values, seconds=spent, examples=examples, flops=flops)
             writer.write(step, values | {"examples_per_second": examples / spent, "flops_per_second": flops / spent})
             pending.clear()
-            spent, flops = 0.0, 0.0
+            reported, flops = clock.train, 0.0
         else:
-            spent += time.perf_counter() - begun
+            clock.train += time.perf_counter() - begun
 
         evaluates = last or (e.eval.interval_steps and step % e.eval.interval_steps == 0)
         if evaluates:
-            result = evaluator(system.weights(state), step, curriculum.L(step), progress.note)
+            result = evaluator(system.weights(state), step, curriculum.L(step), progress.note) | clock.read()
             evaluate.save(result, workdir)
             writer.write(step, evaluate.scalars(result))
             progress.note(evaluate.table(result))
         if evaluates or step % e.checkpoint.interval_steps == 0:
-            checkpointer.save(step, state, batches.get_state(),
+            checkpointer.save(step, state, batches.get_state() | clock.read(),
                               {metric: evaluate.best(result, metric)} if evaluates else None)
     if result is None:  # the run was complete already
-        result = evaluator(system.weights(state), step, curriculum.L(step), progress.note)
+        result = evaluator(system.weights(state), step, curriculum.L(step), progress.note) | clock.read()
         evaluate.save(result, workdir)
         progress.note(evaluate.table(result))
     checkpointer.wait()

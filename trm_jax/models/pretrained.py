@@ -30,6 +30,7 @@ import ml_dtypes
 import numpy as np
 
 from trm_jax import config, distributed, puzzles
+from trm_jax.errors import UserError, guarded
 from trm_jax.models import torch_files
 from trm_jax.models.network import Model, Shape
 from trm_jax.recursion import RECURSIONS
@@ -50,7 +51,7 @@ EMBEDDING, HEAD, TABLE = "embed_tokens.embedding_weight", "lm_head.weight", "puz
 WRAPPERS = ("_orig_mod.", "module.", "model.", "inner.")  # compiled and distributed modules, loss heads, ACT
 
 
-class PretrainedError(ValueError):
+class PretrainedError(UserError):
     """Weights that do not fit; the message lists every name on both sides."""
 
 
@@ -329,17 +330,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (reads, writes):
         command.add_argument("--out", required=True, help="file to write; for export, .safetensors or PyTorch's own")
     args = parser.parse_args(argv)
-    try:
-        if args.what == "show":
-            print(show(args.file, {name: getattr(args, name) for name in OPTIONS}))
-        else:
-            print(_import(args) if args.what == "import" else _export(args))
-    except (ValueError, OSError) as error:
-        if type(error).__module__.startswith("trm_jax") or isinstance(error, (PretrainedError, OSError)):
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        raise
-    return 0
+    return guarded(lambda: print(_do(args)))
+
+
+def _do(args: argparse.Namespace) -> str:
+    if args.what == "show":
+        return show(args.file, {name: getattr(args, name) for name in OPTIONS})
+    return _import(args) if args.what == "import" else _export(args)
 
 
 if __name__ == "__main__":

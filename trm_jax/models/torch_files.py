@@ -19,11 +19,13 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
+from trm_jax.errors import UserError
+
 # Where training programs keep the state dict in what they save: RSM's name first.
 STATE_DICTS = ("model_state", "model_state_dict", "state_dict", "model")
 
 
-class FileError(ValueError):
+class FileError(UserError):
     """A file that cannot be read or written; the message says why."""
 
 
