@@ -64,6 +64,7 @@ BAD = [
     ({"total_steps": -1}, "total_steps = -1: must not be negative"),
     ({"global_batch_size": 0}, "global_batch_size = 0: must be at least 1"),
     ({"seed": -1}, "seed = -1: must not be negative"),
+    ({"seed": 2**32}, "seed = 4294967296: must be under 2**32"),
     # The tail starts where the curriculum stands, which may grow past it.
     ({"deepen__tail_prob": 0.1, "deepen__tail_max_H": 4, "curriculum_milestones": [50.0],
       "curriculum_heads_to_add": [3]}, "deepen.tail_max_H = 4: must be at least"),

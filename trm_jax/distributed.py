@@ -126,6 +126,12 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Prints, once in a run of several processes."""
+    if is_primary():
+        print(text, flush=True)
+
+
 def barrier(name: str) -> None:
     """Waits until every process has come to the barrier of this name."""
     if jax.process_count() > 1:

@@ -238,7 +238,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def evaluate(experiment, workdir: str | os.PathLike, note: Callable[[str], None] = print) -> dict[str, Any]:
+def evaluate(experiment, workdir: str | os.PathLike,
+             note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run, or its last one if none has been evaluated yet.
 
     The config must be the run's own but for how to evaluate (`config.MAY_CHANGE`) and on which dataset.

@@ -123,7 +123,7 @@ def load(path: str | os.PathLike) -> Export:
 
 
 def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike, path: str | os.PathLike,
-                  note: Callable[[str], None] = print) -> dict[str, Any]:
+                  note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """As evaluate.evaluate, but of a weights file: dataset and evaluation settings are those of `experiment`.
 
     Raises:
