@@ -95,11 +95,16 @@ def test_what_cannot_be_compared_is_refused(files, tmp_path):
 
 def test_a_run_that_has_had_its_time_is_over(data, tmp_path):
     e = tiny.experiment(data)
-    first = train.train(e, tmp_path, seconds=1e-9)
+    first = train.train(e, tmp_path / "run", seconds=1e-9)
     assert first["step"] == 1 and first["train_seconds"] > 1e-9
-    again = train.train(e, tmp_path, seconds=1e-9)
+    again = train.train(e, tmp_path / "run", seconds=1e-9)
     assert again["figures"] == first["figures"] and again["train_seconds"] == first["train_seconds"]
-    more = train.train(e, tmp_path)  # without a limit it goes on to its end, and the clock with it
+    long = tiny.experiment(data, total_steps=100_000, checkpoint={"interval_steps": 1000})
+    timed = train.train(long, tmp_path / "timed", seconds=0.5)
+    assert 0.5 <= timed["train_seconds"] < 5 and 1 < timed["step"] < 100_000
+    with checkpoints.Checkpointer(tmp_path / "timed", read_only=True) as reader:
+        assert reader.latest_step() == timed["step"], "evaluated and saved where it stood"
+    more = train.train(e, tmp_path / "run")  # without a limit it goes on to its end, and the clock with it
     assert more["step"] == e.total_steps and more["train_seconds"] > first["train_seconds"]
     assert more["compile_seconds"] > 0
 

@@ -55,7 +55,7 @@ def _exact(figures: Sequence[dict[str, Any]]) -> str:
 
 
 def _depth(figure: dict[str, Any]) -> str:
-    return f"{figure['calls']:,} calls (H_test {figure['H_test']}, L {figure['L_test']})"
+    return f"{figure['calls']:,} call{'s' * (figure['calls'] > 1)} (H_test {figure['H_test']}, L {figure['L_test']})"
 
 
 def _si(value: float) -> str:

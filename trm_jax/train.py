@@ -171,7 +171,8 @@ def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, write
     pending: collections.deque[Sums | DeepSums] = collections.deque()  # of the steps since the last report
     reported, flops, result = clock.train, 0.0, None  # clock.train at the last report
 
-    while step < system.total_steps and not clock.is_over():
+    last = step == system.total_steps or clock.is_over()
+    while not last:
         begun = time.perf_counter()
         batch = Batch(**distributed.put_batch(mesh, next(batches)))
         clock.train += time.perf_counter() - begun
