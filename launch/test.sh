@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
 # Installs the project with its test extra into .venv and runs the tests; arguments go to pytest.
 #
-#   bash launch/test.sh [PYTEST ARGUMENTS]      e.g. -m slow, or tests/test_recursion.py
+#   bash launch/test.sh [--dry-run] [PYTEST ARGUMENTS]      e.g. -m slow, or tests/test_recursion.py
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh
-setup_environment "[test]"
-exec .venv/bin/python -m pytest "$@"
+
+run=""
+case "${1:-}" in
+  --dry-run) run=echo; shift ;;
+  -h|--help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;;
+esac
+$run setup_environment "[test]"
+$run .venv/bin/python -m pytest "$@"

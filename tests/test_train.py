@@ -18,6 +18,7 @@ from absl import flags
 from tests import tiny
 from trm_jax import checkpoints, config, distributed, main, metrics, train
 from trm_jax.data import pipeline
+from trm_jax.data.store import DatasetError
 from trm_jax.state import Data, System
 from trm_jax.supervision import Batch
 
@@ -309,3 +310,11 @@ def test_evaluating_an_untrained_workdir(data, cli):
 def test_impossible_config_from_the_command_line(data, cli):
     message = cli(tiny.experiment(data), "--config.arch.H_cycles=0", "--config.arch.prob_detach_prev_H=90.0")
     assert "arch.H_cycles = 0: must be at least 2" in message and "not percent" in message
+
+
+def test_what_is_refused_leaves_no_folder_behind(tmp_path):
+    """The corrected command must be able to use the same folder."""
+    folder = tiny.dataset(tmp_path / "data", train=16)
+    with pytest.raises(DatasetError, match="Set global_batch_size to 16 or less"):
+        train.train(tiny.experiment(folder, global_batch_size=64), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from trm_jax import config, describe, distributed, train
 from trm_jax.data import store
 from trm_jax.describe import human
+from trm_jax.errors import guarded
 from trm_jax.state import Data, System
 from trm_jax.supervision import Batch
 
@@ -124,12 +125,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    try:
-        print(compare(config.parse(CONFIG.value), AGAINST.value, REPEATS.value))
-    except ValueError as error:
-        if type(error).__module__.startswith("trm_jax"):
-            sys.exit(f"error: {error}")
-        raise
+    sys.exit(guarded(lambda: print(compare(config.parse(CONFIG.value), AGAINST.value, REPEATS.value))))
 
 
 if __name__ == "__main__":

@@ -199,7 +199,11 @@ def scalars(result: dict[str, Any]) -> dict[str, float]:
 
 
 def save(result: dict[str, Any], workdir: str | os.PathLike, of: str = "") -> pathlib.Path:
-    """Writes workdir/eval/step_N.json, or step_N.OF.json for weights that are not the run's own (process 0)."""
+    """Writes workdir/eval/step_N.json (process 0).
+
+    Args:
+      of: makes it step_N.OF.json, so that what the run itself found is not replaced.
+    """
     path = pathlib.Path(workdir) / "eval" / f"step_{result['step']}{of and '.' + of}.json"
     if distributed.is_primary():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +255,7 @@ def evaluate(experiment, workdir: str | os.PathLike,
     system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
     weights, step = load_weights(system, workdir, mesh)
     result = Evaluator(system, data, mesh)(weights, step, system.curriculum.L(step), note)
-    path = save(result, workdir)
+    path = save(result, workdir, of=result["finished"].partition("+")[0].replace(":", ""))
     note(table(result))
     note(f"written to {path}")
     return result

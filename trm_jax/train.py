@@ -124,13 +124,13 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike, seconds: fl
     distributed.check_batch(experiment.global_batch_size, mesh)
     data = Data.load(experiment)
     system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
-    checkpoints.claim(workdir, config.to_json(experiment))
     every, metric = experiment.checkpoint, evaluate.best_metric(experiment)
     with contextlib.ExitStack() as stack:
-        checkpointer = stack.enter_context(checkpoints.Checkpointer(
-            workdir, keep_last=every.keep_last, keep_best=every.keep_best, best_metric=metric))
         batches = stream(experiment, data)
         stack.callback(batches.close)
+        checkpoints.claim(workdir, config.to_json(experiment))  # not before all that can be refused has been
+        checkpointer = stack.enter_context(checkpoints.Checkpointer(
+            workdir, keep_last=every.keep_last, keep_best=every.keep_best, best_metric=metric))
         state, step, position = place(system, mesh), 0, {}
         if (restored := checkpointer.restore(state)) is not None:
             state, position, step = restored
