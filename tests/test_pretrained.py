@@ -1,5 +1,6 @@
 """Published weights come in and go out bit for bit; what a file is taken for; what does not fit is refused by name."""
 
+import dataclasses
 import json
 import pickle
 
@@ -271,11 +272,11 @@ def test_from_ours_to_theirs_and_back_on_the_command_line(tmp_path, sudoku, caps
     assert "'_orig_mod.model.inner.'" in capsys.readouterr().out
     assert "_orig_mod.model.inner.L_level.layers.1.mlp.down_proj.weight" in safetensors.numpy.load_file(theirs)
 
-    known = ["--num_heads=2", "--seq_len=16", "--forward_dtype=float32"]
-    assert pretrained.main(["show", theirs, *known]) == 0
+    known = ["--seq_len=16"]
+    assert pretrained.main(["show", theirs, *known, "--num_heads=4"]) == 0
     out = capsys.readouterr().out
-    assert "taken for TRM" in out and "an option:            num_heads 2" in out
-    assert "published recipe:" in out and "H_cycles 3" in out
+    assert "taken for TRM" in out and "an option:            num_heads 4, seq_len 16" in out
+    assert "the saved config:     H_cycles 3" in out, "an export tells what weights do not"
     assert pretrained.main(["import", theirs, "--out", again, *known]) == 2
     assert "give puzzle" in capsys.readouterr().err, "mazes of 4x4 have as many cells and tokens"
     assert pretrained.main(["import", theirs, "--out", again, *known, "--puzzle=sudoku"]) == 0
@@ -286,6 +287,10 @@ def test_from_ours_to_theirs_and_back_on_the_command_line(tmp_path, sudoku, caps
     answers = [solve.Solver.load(path).solve(["1..." + 12 * "."], max_steps=2)[0].text for path in (ours, again)]
     assert answers[0] == answers[1] != ""
 
+    tied = {"tie_head": True, "mlp_norm_axis": "token"}
+    arch = dataclasses.replace(sudoku.experiment.arch, **tied)
+    assert pretrained.deviations(sudoku.experiment.arch) == []
+    assert pretrained.deviations(arch) == ["arch.mlp_norm_axis = 'token'", "arch.tie_head = True"]
     assert pretrained.main(["export", ours, "--out", theirs, "--prefix", ""]) == 0
     assert "L_init" in safetensors.numpy.load_file(theirs)
     assert pretrained.main(["import", again, "--out", ours]) == 2

@@ -85,6 +85,24 @@ def prefix_of(arch: config.Arch) -> str:
     return "model." if core_name(arch) == "core" else "_orig_mod.model.inner."
 
 
+def published_norm_axis(rsm: bool) -> str:
+    """Over which axis the published MLP-T block takes its first norm."""
+    return "feature" if rsm else "token"
+
+
+def deviations(arch: config.Arch) -> list[str]:
+    """Fields in which a network is not one of the published code's: that would refuse it, or compute something else."""
+    rsm = core_name(arch) == "core"
+    published = {"mlp_hidden_size": 0, "mixer_hidden_size": 0, "mlp_norm_axis": "feature", "tie_head": rsm,
+                 "halting_head": not rsm}
+    if arch.mlp_t:
+        published["mixer_norm_axis"] = published_norm_axis(rsm)
+    if rsm:
+        published |= {"recursion": "y_z", "H_layers": 0}
+    return [f"arch.{name} = {getattr(arch, name)!r}" for name, value in published.items()
+            if getattr(arch, name) != value]
+
+
 def split_prefix(name: str) -> tuple[str, str]:
     """(what wrappers put in front, the module's own name)."""
     bare = name
@@ -301,9 +319,13 @@ def _export(args) -> str:
     arch, m = export.experiment.arch, export.metadata
     prefix = prefix_of(arch) if args.prefix is None else args.prefix
     made = state_dict(*export.weights, arch, prefix=prefix)
-    rsm = core_name(arch) == "core"
-    torch_files.write(args.out, made, {"step": m["step"], "active_L": m["L"]} if rsm else None)
-    return f"{args.out}: {len(made)} tensors under {prefix!r}, as the published code names them"
+    extras = {"step": m["step"], "active_L": m["L"], "config": {"arch": config.to_json(export.experiment)["arch"]}}
+    plain = core_name(arch) != "core" and not args.out.endswith(".safetensors")  # HRM and TRM save nothing beside it
+    torch_files.write(args.out, made, None if plain else extras)
+    lines = [f"{args.out}: {len(made)} tensors under {prefix!r}, as the published code names them"]
+    if other := deviations(arch):
+        lines.append(f"  but not of a network that it has, it would refuse or misread it: {', '.join(other)}")
+    return "\n".join(lines)
 
 
 OPTIONS = {"num_heads": int, "H_cycles": int, "L_cycles": int, "puzzle_emb_len": int, "seq_len": int,

@@ -27,6 +27,7 @@ from trm_jax.models.pretrained import (
     HEAD,
     TABLE,
     PretrainedError,
+    published_norm_axis,
     strip_prefixes,
 )
 
@@ -67,21 +68,20 @@ def infer(weights: Mapping[str, np.ndarray], given: Mapping[str, Any] | None = N
     recipe = dict(RECIPES[system])
     if not seen["mlp_t"]:
         recipe.setdefault("pos_encodings", "rope")
-    if seen["mlp_t"] and system != "RSM":
-        recipe["mixer_norm_axis"] = "token"
+    if seen["mlp_t"]:
+        recipe["mixer_norm_axis"] = published_norm_axis(system == "RSM")
     if not seen["puzzle_emb_ndim"]:
         recipe["puzzle_emb_len"] = 0
     if seen["halting_head"]:
         recipe["prob_detach_prev_H"] = 1.0
     elif recipe["supervision"] == "deep":
         recipe |= {"prob_detach_prev_H": 1.0, "no_ACT_continue": True, "halt_exploration_prob": 0.0}
-    if saved is not None:
-        saved = {"puzzle_emb_len": 0, **saved}  # the published meaning of its absence
-        if seen["mlp_t"] and saved.get("pos_encodings") == "rope":  # which the published MLP-T block does not look at
-            saved["pos_encodings"] = "none"
+    saved = dict(saved or {})
+    if seen["mlp_t"] and saved.get("pos_encodings") == "rope":  # which the published MLP-T block does not look at
+        saved["pos_encodings"] = "none"
     fields, origins = {}, {}
     for source, values in (("the published recipe", recipe),
-                           ("the saved config", {n: v for n, v in (saved or {}).items() if n in UNTOLD}),
+                           ("the saved config", {n: v for n, v in saved.items() if n in UNTOLD}),
                            ("an option", {n: v for n, v in given.items() if n in UNTOLD}), ("the weights", seen)):
         fields |= values
         origins |= dict.fromkeys(values, source)
@@ -89,8 +89,7 @@ def infer(weights: Mapping[str, np.ndarray], given: Mapping[str, Any] | None = N
         origins["num_heads"] = "the published recipe"
     arch = checked(fields)
     V, N = weights[EMBEDDING].shape[0], weights[TABLE].shape[0] if TABLE in weights else 1
-    S = given.get("seq_len")
-    origins["seq_len"] = "an option"
+    S, origins["seq_len"] = given.get("seq_len"), "an option"
     if T is not None and S is not None and T - S != prefix_len(arch):  # then the grid is known, and so is the prefix
         arch, origins["puzzle_emb_len"] = checked(fields | {"puzzle_emb_len": T - S}), "an option"
     if S is None:
@@ -156,8 +155,7 @@ def saved_config(path: str | os.PathLike, extras: Mapping[str, Any]) -> dict[str
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise PretrainedError(f"{beside} cannot be read: {torch_files.one_line(error)[:200]}") from error
     arch = saved.get("arch") if isinstance(saved, Mapping) else None
-    if not isinstance(arch, Mapping):
-        return {}
+    arch = {"puzzle_emb_len": 0, **arch} if isinstance(arch, Mapping) else {}  # the published meaning of its absence
     grown = {f"{c}_cycles": extras[f"active_{c}"] for c in "HL" if f"active_{c}" in extras}  # RSM's curriculum
     return {**arch, **grown}
 

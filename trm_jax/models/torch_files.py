@@ -6,6 +6,7 @@ builds tensors and plain values and runs nothing; whatever else a file asks for 
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -45,7 +46,8 @@ def read(path: str | os.PathLike) -> Contents:
     if head[8:] == b"{":  # the length of a JSON header, and its first character
         try:
             with safe_open(path, framework="numpy") as file:
-                return Contents({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))
+                extras = {name: _value(text) for name, text in (file.metadata() or {}).items()}
+                return Contents({name: file.get_tensor(name) for name in file.keys()}, extras)
         except (OSError, SafetensorError) as error:
             raise FileError(f"{path} is damaged: {one_line(error)}") from error
     torch = _torch(path)
@@ -75,12 +77,18 @@ def unwrap(path, loaded: Any, is_tensor, to_numpy) -> Contents:
 
 
 def write(path: str | os.PathLike, weights: Mapping[str, np.ndarray], extras: Mapping[str, Any] | None = None) -> None:
-    """safetensors if the name ends so, else as torch.save does; with extras the state dict is under "model_state"."""
+    """safetensors if the name ends so, else as torch.save does.
+
+    extras: plain values, in the header of a safetensors file; else the state dict is put under "model_state" beside
+    them, and without any (None) it is all there is.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix == ".safetensors":
-            safetensors.numpy.save_file({name: np.ascontiguousarray(w) for name, w in weights.items()}, temporary)
+            header = {name: json.dumps(value) for name, value in (extras or {}).items()}
+            safetensors.numpy.save_file({name: np.ascontiguousarray(w) for name, w in weights.items()}, temporary,
+                                        header or None)
         else:
             torch = _torch(path)
             state = {name: _to_tensor(torch, w) for name, w in weights.items()}
@@ -90,6 +98,14 @@ def write(path: str | os.PathLike, weights: Mapping[str, np.ndarray], extras: Ma
         raise FileError(f"{path} was not written: {one_line(error)[:200]}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _value(text: str) -> Any:
+    """Of a header's text: what JSON makes of it, or the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def one_line(error: Exception) -> str:
