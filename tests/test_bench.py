@@ -16,7 +16,8 @@ def test_variants_take_turns(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    ("arch.remat", "is not FIELD=VALUE"), ("arch.remta=False", "arch.remta"), ("arch.remat=perhaps", "perhaps"),
+    ("arch.remat", "is not FIELD=VALUE"), ("arch.remta=False", "arch.remta"),
+    ("arch.remat=perhaps", "arch.remat = 'perhaps': must be of type bool"),
     ("arch.L_cycles=0", "arch.L_cycles = 0: must be at least 1")])
 def test_a_bad_variant_is_named(tmp_path, change, message):
     with pytest.raises(config.ConfigError, match=message):

@@ -1,7 +1,7 @@
 """Times the training step of a config, beside variants of it, and says what memory each takes.
 
     python -m trm_jax.bench --config=experiments/rsm_sudoku.py:quick --against=arch.remat=False
-    python -m trm_jax.bench --config=experiments/trm_mlp_sudoku.py --config.global_batch_size=16 --against=...
+    python -m trm_jax.bench --config=experiments/trm_mlp_sudoku.py --set global_batch_size=16 --against=...
 
 The variants take turns within one process, so that what else the machine does hits them alike; the ratio of their
 medians is the figure. Inputs are random tokens of the dataset's shape, or of the published one's.
@@ -9,16 +9,16 @@ medians is the figure. Inputs are random tokens of the dataset's shape, or of th
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
 
 from trm_jax import config, describe, distributed, train
 from trm_jax.data import store
@@ -26,12 +26,6 @@ from trm_jax.describe import human
 from trm_jax.errors import guarded
 from trm_jax.state import Data, System
 from trm_jax.supervision import Batch
-
-FLAGS = flags.FLAGS
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, with a variant after a colon.")
-AGAINST = flags.DEFINE_multi_string("against", [], "FIELD=VALUE[,FIELD=VALUE]: a variant of the config. Repeatable.")
-REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps of each variant; the median is reported.", lower_bound=1)
-flags.mark_flag_as_required("config")
 
 
 def shape_of(experiment: config.Experiment):
@@ -83,25 +77,11 @@ class Contender:
 
 def contender(base: config.Experiment, changes: str, repeats: int) -> Contender:
     """`changes`: "" or "arch.remat=False,global_batch_size=64"."""
-    raw = config.to_config_dict(base)
-    for change in filter(None, changes.split(",")):
-        name, equals, value = change.partition("=")
-        if not equals:
-            raise config.ConfigError(f"--against={changes}: {change!r} is not FIELD=VALUE")
-        try:
-            old = raw
-            for part in name.split("."):
-                old = old[part]
-            value = {"True": True, "False": False}[value] if isinstance(old, bool) else type(old)(value)
-            raw.update_from_flattened_dict({name: value})
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise config.ConfigError(f"--against={changes}: {name} = {value}: {error}") from None
-    experiment = config.parse(raw)
-    shape = shape_of(experiment)
+    experiment = config.with_fields(base, config.read_fields(changes.split(",") if changes else []))
     # The last stage of the curriculum is what is timed, whatever the length of the run.
     steps = max(experiment.total_steps, 1000)
     return Contender(changes or "as configured",
-                     System(dataclasses.replace(experiment, total_steps=steps), shape, steps), repeats)
+                     System(dataclasses.replace(experiment, total_steps=steps), shape_of(experiment), steps), repeats)
 
 
 def compare(base: config.Experiment, against: list[str], repeats: int) -> str:
@@ -120,13 +100,21 @@ def compare(base: config.Experiment, against: list[str], repeats: int) -> str:
         *(c.line(first) for c in contenders)])
 
 
-def main(argv: list[str]) -> None:
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    sys.exit(guarded(lambda: print(compare(config.parse(CONFIG.value), AGAINST.value, REPEATS.value))))
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trm_jax.bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="experiment file, with its variant after a colon")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="in the config; repeatable")
+    parser.add_argument("--against", action="append", default=[], metavar="FIELD=VALUE[,...]",
+                        help="a variant of the config; repeatable")
+    parser.add_argument("--repeats", type=int, default=7, help="timed steps of each; the median counts (%(default)s)")
+    args = parser.parse_args(argv)
+    if args.repeats < 1:
+        parser.error(f"--repeats={args.repeats} must be at least 1")
+    return guarded(lambda: print(compare(
+        config.with_fields(config.parse(config.from_file(args.config)), config.read_fields(args.set)),
+        args.against, args.repeats)))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

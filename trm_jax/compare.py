@@ -25,7 +25,6 @@ dear: FLOPs per example stand beside them.
 from __future__ import annotations
 
 import argparse
-import ast
 import concurrent.futures
 import dataclasses
 import json
@@ -90,16 +89,10 @@ def entries(names: Sequence[str], changes: dict[str, Any], out: Path) -> list[En
     """Raises CompareError or ConfigError: unknown, twice, or not on the same data."""
     made = []
     for name in names:
-        raw = config.to_json(config.parse(config.from_file(name)))
-        for field, value in changes.items():
-            *sections, last = field.split(".")
-            node = raw
-            for section in sections:
-                node = node.setdefault(section, {})
-            node[last] = value
+        experiment = config.with_fields(config.parse(config.from_file(name)), changes)
         file, _, variant = name.partition(":")
         label = Path(file).stem + (":" + variant if variant else "")
-        made.append(Entry(label, config.parse(raw), out / label.replace(":", "-")))
+        made.append(Entry(label, experiment, out / label.replace(":", "-")))
     if twice := sorted({entry.name for entry in made if sum(entry.name == e.name for e in made) > 1}):
         raise CompareError(f"--configs has {', '.join(twice)} more than once")
     first = dataclasses.replace(made[0].experiment.data, make="")
@@ -312,16 +305,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--minutes={args.minutes:g} must be positive")
     if min(args.evaluations, args.calls) < 1 or min(args.examples, args.examples_during) < 0:
         parser.error("--evaluations and --calls must be at least 1, --examples and --examples_during not negative")
-    if any("=" not in change for change in args.set):
-        parser.error("--set takes FIELD=VALUE")
     if not all(seed.isdigit() for seed in args.seeds.split(",")):
         parser.error(f"--seeds={args.seeds} must be numbers with commas between")
     return guarded(lambda: _run(args), interrupted="the same command goes on where this one stopped")
 
 
 def _run(args: argparse.Namespace) -> None:
-    changes = {field: _value(text) for field, text in (change.split("=", 1) for change in args.set)}
-    settings = Settings(args.minutes, args.evaluations, args.calls, args.examples, args.examples_during, changes)
+    settings = Settings(args.minutes, args.evaluations, args.calls, args.examples, args.examples_during,
+                        config.read_fields(args.set))
     seeds = sorted({int(seed) for seed in args.seeds.split(",")})
     out = Path(args.out)
     results = compare(args.configs.split(","), seeds, settings, out)
@@ -332,12 +323,6 @@ def _run(args: argparse.Namespace) -> None:
         say(f"no plot: {error}")
     say(f"written to {out}: table.md, results.json")
 
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 if __name__ == "__main__":

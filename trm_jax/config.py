@@ -7,6 +7,7 @@ Field names are those of the published code where there is one, so that a publis
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import functools
@@ -15,6 +16,7 @@ import math
 import os
 import pathlib
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -211,6 +213,32 @@ def parse(config: ConfigDict | dict[str, Any]) -> Experiment:
     if faults:
         raise ConfigError("the config cannot be run:\n  " + "\n  ".join(faults))
     return experiment
+
+
+def read_fields(texts: Sequence[str]) -> dict[str, Any]:
+    """["arch.remat=False", "data.path=data/mine"] -> {"arch.remat": False, "data.path": "data/mine"}."""
+    fields = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not FIELD=VALUE")
+        try:
+            fields[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # a text without quotation marks
+            fields[name] = value
+    return fields
+
+
+def with_fields(experiment: Experiment, fields: dict[str, Any]) -> Experiment:
+    """With fields, named with dots, at other values. Raises ConfigError as `parse` does."""
+    raw = to_json(experiment)
+    for name, value in fields.items():
+        *sections, last = name.split(".")
+        node = raw
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    return parse(raw)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
