@@ -1,4 +1,4 @@
-"""python -m tests.golden FILE.npz ...: the worst relative difference by kind, per file; exits 1 if one is a fault."""
+"""python -m tests.golden FILE ...: the worst relative difference by kind, per file; exits 1 if one is a fault."""
 
 import argparse
 import sys
@@ -30,8 +30,8 @@ def main(argv=None) -> int:
         description="Compares this library with numbers that the published PyTorch code computed. Prints, for each "
                     "file, the worst difference of each kind relative to the largest value of the tensor. Exits 1 if "
                     f"one is above {TOLERANCE} and above {NOISE_FACTOR} times what moving every weight by one unit "
-                    "in the last place does to the number.")
-    parser.add_argument("files", nargs="+", metavar="FILE.npz")
+                    "in the last place does to the number. A FILE.json of ARC votes must be met exactly.")
+    parser.add_argument("files", nargs="+", metavar="FILE")
     status = 0
     for path in parser.parse_args(argv).files:
         try:

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from trm_jax import losses, optimizers, recursion
+from trm_jax.arc_voting import Votes
 from trm_jax.config import Arch, Experiment, Loss
 from trm_jax.models import pretrained
 from trm_jax.models.network import Model, Shape
+from trm_jax.puzzles import arc
 from trm_jax.supervision import Batch, DeepSupervision, SlotDraw, Slots, Terminal
 
 TOLERANCE = 2e-5  # relative to the largest value of the tensor
@@ -76,6 +78,8 @@ class Arrays(dict):
 
 def compare(path) -> list[Difference]:
     """Every number of a file against ours."""
+    if str(path).endswith(".json"):
+        return compare_votes(path)
     try:
         with open(path, "rb") as file, np.load(file) as archive:
             data = Arrays(path, {name: archive[name] for name in archive.files})
@@ -99,6 +103,24 @@ def compare(path) -> list[Difference]:
     return [Difference(name, kind_of(name), difference(value, data[name]),
                        max((difference(m[name], value) for m in moved), default=0.0))
             for name, value in ours.items()]
+
+
+def compare_votes(path) -> list[Difference]:
+    """Of a file of ARC predictions: the score and each attempt of the submission; equal (0) or not (1)."""
+    try:
+        data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        votes = Votes(data["identifiers"], data["test_puzzles"])
+        votes.add(data["puzzle_identifiers"], data["inputs"], data["preds"], data["q_halt_logits"])
+        expected, submission, turned = data["expected"], data["submission"], data["dihedral_of_2x3_arange"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GoldenError(f"{path}: not a readable file of ARC votes: {type(error).__name__}: {error}") from None
+    ours, score = votes.submission(), votes.score()
+    found = [(f"{name}", "scores", score.get(name.removeprefix("ARC/")) == value) for name, value in expected.items()]
+    found += [(f"submission of {task}", "submission", ours.get(task) == submission.get(task))
+              for task in ours | submission]
+    found += [(f"transform {k}", "transforms", arc.dihedral(np.arange(6).reshape(2, 3), int(k)).tolist() == grid)
+              for k, grid in turned.items()]
+    return [Difference(name, kind, float(not equal), 0.0) for name, kind, equal in found]
 
 
 def one_ulp(weights, seed: int):

@@ -9,7 +9,8 @@ import numpy as np
 
 from trm_jax.errors import UserError
 
-_DOMAINS = {"sudoku": ("trm_jax.puzzles.sudoku", "Sudoku"), "maze": ("trm_jax.puzzles.maze", "Maze")}
+_DOMAINS = {"sudoku": ("trm_jax.puzzles.sudoku", "Sudoku"), "maze": ("trm_jax.puzzles.maze", "Maze"),
+            "arc": ("trm_jax.puzzles.arc", "Arc")}
 
 
 class PuzzleError(UserError):

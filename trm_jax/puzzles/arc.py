@@ -1,0 +1,212 @@
+"""ARC-AGI: grids on a canvas of tokens, the symmetries of a task and the names that carry their inverse.
+
+A grid is uint8 [rows, cols], 1 to 30 each, of colours 0..9. On the canvas, 30 x 30 cells read row by row: 0 pad, 1 end
+of grid (along the row below and the column right of the grid, where there is room; not in their corner), colour c is
+c + 2.
+
+A symmetry of a task is a permutation of the colours 1..9 (0 stays), then one of the square, numbered as published:
+0 to 3 turn left by as many quarters, 4 mirrors left and right, 5 up and down, 6 transposes, 7 transposes along the
+other diagonal. Task ID under it is called `ID|||tK|||0...`: transform K, then what the colours 0 to 9 become.
+
+Shapes: B grids, S = 900 cells, V = 12.
+"""
+
+import dataclasses
+import hashlib
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trm_jax.puzzles import PuzzleError
+
+SIDE = 30
+PAD, END, FIRST_COLOUR = 0, 1, 2
+COLOURS = 10
+VOCAB = FIRST_COLOUR + COLOURS
+SEPARATOR = "|||"
+INVERSE_DIHEDRAL = (0, 3, 2, 1, 4, 5, 6, 7)
+_TRANSFORM = re.compile(r"t[0-7]")
+
+
+# Grids.
+
+
+def read_grid(value: Any) -> np.ndarray:
+    """A grid as JSON has it -> [rows, cols] uint8; PuzzleError says what is wrong with it."""
+    if not isinstance(value, list) or not value or not all(isinstance(row, list) for row in value):
+        raise PuzzleError("is no grid: a list of rows, each a list of colours 0..9")
+    rows, cols = len(value), len(value[0])
+    for r, row in enumerate(value):
+        if len(row) != cols:
+            raise PuzzleError(f"is ragged: row 1 has {cols} cells, row {r + 1} has {len(row)}")
+    if not (1 <= rows <= SIDE and 1 <= cols <= SIDE):
+        raise PuzzleError(f"has {rows} rows and {cols} columns, each must be 1..{SIDE}")
+    for r, row in enumerate(value):
+        for c, colour in enumerate(row):
+            if type(colour) is not int or not 0 <= colour < COLOURS:
+                raise PuzzleError(f"has {colour!r} in row {r + 1}, column {c + 1}; a colour is an integer 0..9")
+    return np.array(value, np.uint8)
+
+
+def check_grid(grid) -> np.ndarray:
+    """Any array of a grid as uint8; PuzzleError unless it is one."""
+    grid = np.asarray(grid)
+    if grid.ndim != 2 or not np.issubdtype(grid.dtype, np.integer):
+        raise PuzzleError(f"a grid is an integer array [rows, cols], got {grid.dtype} {list(grid.shape)}")
+    if not (1 <= grid.shape[0] <= SIDE and 1 <= grid.shape[1] <= SIDE):
+        raise PuzzleError(f"a grid has 1..{SIDE} rows and columns, got {list(grid.shape)}")
+    if not 0 <= grid.min() <= grid.max() < COLOURS:
+        raise PuzzleError(f"colours lie in 0..9, got {grid.min()}..{grid.max()}")
+    return grid.astype(np.uint8)
+
+
+def grid_key(grid: np.ndarray) -> bytes:
+    """Equal for equal grids and only for them: the shape, then the colours. Hashable, and `grid_of` reads it back."""
+    return bytes(grid.shape) + np.ascontiguousarray(grid, np.uint8).tobytes()
+
+
+def grid_of(key: bytes) -> np.ndarray:
+    return np.frombuffer(key, np.uint8, offset=2).reshape(key[0], key[1])
+
+
+def grid_hash(grid: np.ndarray) -> str:
+    """The published hash: SHA-256 of shape and colours."""
+    return hashlib.sha256(grid_key(grid)).hexdigest()
+
+
+# The canvas.
+
+
+def to_canvas(grid, down: int = 0, right: int = 0) -> np.ndarray:
+    """Grid -> tokens [S], its first cell in row `down`, column `right`."""
+    grid = check_grid(grid)
+    rows, cols = grid.shape
+    if not (0 <= down <= SIDE - rows and 0 <= right <= SIDE - cols):
+        raise PuzzleError(f"a grid of {rows} x {cols} cannot lie {down} down and {right} right on {SIDE} x {SIDE}")
+    canvas = np.full((SIDE, SIDE), PAD, np.uint8)
+    canvas[down:down + rows, right:right + cols] = grid + FIRST_COLOUR
+    canvas[down + rows:down + rows + 1, right:right + cols] = END
+    canvas[down:down + rows, right + cols:right + cols + 1] = END
+    return canvas.reshape(-1)
+
+
+def crop_sizes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [B, S] -> (rows [B], cols [B]) of the largest rectangle of colours that starts in the first cell.
+
+    Among equally large ones it is the one with fewest rows; (0, 0) where the first cell is no colour.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.shape[1] != SIDE * SIDE:
+        raise PuzzleError(f"expected tokens [B, {SIDE * SIDE}], got {list(tokens.shape)}")
+    colour = ((tokens >= FIRST_COLOUR) & (tokens < VOCAB)).reshape(-1, SIDE, SIDE)
+    runs = np.logical_and.accumulate(colour, axis=2).sum(axis=2)
+    widths = np.minimum.accumulate(runs, axis=1)  # [B, rows] of the widest rectangle of so many rows
+    areas = widths * np.arange(1, SIDE + 1)
+    best = areas.argmax(axis=1)
+    cols = np.take_along_axis(widths, best[:, None], axis=1)[:, 0]
+    return np.where(cols > 0, best + 1, 0), cols
+
+
+def crops(tokens: np.ndarray) -> list[np.ndarray]:
+    """Tokens [B, S] -> B grids, cropped as the published evaluator does; 0 x 0 where there is nothing to crop."""
+    tokens = np.asarray(tokens)
+    rows, cols = crop_sizes(tokens)
+    colours = (tokens - FIRST_COLOUR).astype(np.uint8).reshape(-1, SIDE, SIDE)
+    return [grid[:r, :c] for grid, r, c in zip(colours, rows.tolist(), cols.tolist())]
+
+
+def crop(tokens: np.ndarray) -> np.ndarray:
+    """Tokens [S] -> one grid."""
+    return crops(np.asarray(tokens)[None])[0]
+
+
+# Symmetries.
+
+
+def dihedral(grid: np.ndarray, transform: int) -> np.ndarray:
+    """A view of the grid under the transform 0..7."""
+    match transform:
+        case 0 | 1 | 2 | 3:
+            return np.rot90(grid, transform)
+        case 4:
+            return np.fliplr(grid)
+        case 5:
+            return np.flipud(grid)
+        case 6:
+            return grid.T
+        case 7:
+            return np.fliplr(np.rot90(grid))
+    raise PuzzleError(f"transforms are 0..7, got {transform}")
+
+
+class Augmentation(NamedTuple):
+    """A symmetry of a task."""
+
+    transform: int = 0
+    colours: tuple[int, ...] = tuple(range(COLOURS))  # colour c becomes colours[c]
+
+    def apply(self, grid: np.ndarray) -> np.ndarray:
+        return dihedral(np.array(self.colours, np.uint8)[grid], self.transform)
+
+    def undo(self, grid: np.ndarray) -> np.ndarray:
+        back = np.empty(COLOURS, np.uint8)
+        back[list(self.colours)] = range(COLOURS)
+        return back[dihedral(grid, INVERSE_DIHEDRAL[self.transform])]
+
+    def name(self, task: str) -> str:
+        return f"{task}{SEPARATOR}t{self.transform}{SEPARATOR}{''.join(map(str, self.colours))}"
+
+
+IDENTITY = Augmentation()
+
+
+def parse_name(name: str) -> tuple[str, Augmentation]:
+    """Identifier -> (task ID, its symmetry); a bare ID is the task as it is."""
+    task, *how = name.split(SEPARATOR)
+    if not how:
+        return task, IDENTITY
+    if task and len(how) == 2 and _TRANSFORM.fullmatch(how[0]) and how[1][:1] == "0" and sorted(how[1]) == list(
+            "0123456789"):
+        return task, Augmentation(int(how[0][1]), tuple(map(int, how[1])))
+    raise PuzzleError(f"identifier {name!r} is not ID, nor ID{SEPARATOR}tK{SEPARATOR}0... with K 0..7 and a "
+                      "permutation of the colours that keeps 0")
+
+
+def draw(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` uniform symmetries: transforms [count], colour maps [count, 10]."""
+    transforms = rng.integers(8, size=count)
+    colours = np.zeros((count, COLOURS), np.uint8)
+    colours[:, 1:] = rng.permuted(np.tile(np.arange(1, COLOURS, dtype=np.uint8), (count, 1)), axis=1)
+    return transforms, colours
+
+
+# The domain.
+
+
+@dataclasses.dataclass(frozen=True)
+class Arc:
+    """What the other rooms ask of a domain, so far as ARC has it: no rules to verify an answer by."""
+
+    name = "arc"
+    seq_len = SIDE * SIDE
+    vocab_size = VOCAB
+    grid = (SIDE, SIDE)
+    symbols = {"0123456789"[c]: FIRST_COLOUR + c for c in range(COLOURS)}
+
+    @classmethod
+    def from_seq_len(cls, seq_len: int) -> "Arc":
+        if seq_len != SIDE * SIDE:
+            raise PuzzleError(f"an ARC canvas has {SIDE * SIDE} cells, not {seq_len}")
+        return cls()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Rows of digits, one a line -> tokens [S], untranslated."""
+        lines = [line.replace(" ", "") for line in text.strip().splitlines()]
+        if odd := sorted(set("".join(lines)) - set(self.symbols)):
+            raise PuzzleError(f"an ARC grid is rows of digits 0-9, got {odd[0]!r}")
+        return to_canvas(read_grid([[int(c) for c in line] for line in lines]))
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Tokens [S] -> the cropped grid as rows of digits; empty where there is nothing to crop."""
+        return "\n".join("".join(map(str, row)) for row in crop(tokens).tolist())
