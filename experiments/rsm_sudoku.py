@@ -7,7 +7,7 @@ Variants (--config=experiments/rsm_sudoku.py:NAME)
              one A100. Not repeated by us yet.
     1k       the setting of HRM and TRM: 1,000 training puzzles, a fresh symmetry of each every time, as many steps.
     steady   the published recipe with what keeps right answers right beyond the training depth (README, "Stability"):
-             a quarter of the slots carry their latents on; and TRM's MLP-T block.
+             a quarter of the slots carry their latents on.
     quick    steady at the size of a laptop CPU: generated 9x9 puzzles with 40 blanks, two minutes on two cores.
     quick_att  the attention form on 4x4 puzzles with 5 clues, made stable by its carry alone (half of the slots).
 
@@ -86,10 +86,7 @@ def published():
 
 
 def steady(c):
-    """A quarter of the slots think on about the same puzzle, so that states beyond H are trained on: that is what keeps
-    right answers right. TRM's block (its first norm is over the tokens) learns faster, but is not stable by itself.
-    """
-    c.arch.mixer_norm_axis = "token"
+    """A quarter of the slots think on about the same puzzle, so that states deeper than H are trained on."""
     c.deepen.carry_share = 0.25
     c.deepen.carry_keep_prob = 0.9
 
