@@ -1,4 +1,4 @@
-"""Builds dataset folders: generated puzzles, CSV files, or the official files of a published dataset."""
+"""Builds dataset folders: generated puzzles, CSV or JSON files, or the official files of a published dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 import trm_jax
 from trm_jax import puzzles
-from trm_jax.data import sources, store
+from trm_jax.data import arc, sources, store
 from trm_jax.data.store import DatasetError
 from trm_jax.errors import guarded
 
@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   python -m trm_jax.data maze --generate --out data/maze-hard
   python -m trm_jax.data maze --generate --size 10x10 --single_path --train 20000 --out data/maze-10
   python -m trm_jax.data maze --hub --out data/maze-30x30-hard-1k
+  python -m trm_jax.data arc --json_dir arc --subsets training,evaluation,concept --test_subset evaluation --out arc1
   python -m trm_jax.data bench --path data/easy --batch 512 --seconds 5
 """
 
@@ -97,10 +98,25 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--single_path", action="store_true", default=None,
                       help="walls are added until there is only one shortest path")
 
+    grids = commands.add_parser("arc", help="make a folder of ARC-AGI tasks and their symmetries", epilog=EXAMPLES,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    grids.set_defaults(run=make_arc)
+    grids.add_argument("--json_dir", required=True, metavar="DIR",
+                       help="folder of Kaggle's PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json")
+    grids.add_argument("--prefix", default=arc.PREFIX, help=f"({arc.PREFIX})")
+    grids.add_argument("--subsets", required=True, type=_names, metavar="A,B", help="whose tasks are learned from")
+    grids.add_argument("--test_subset", required=True, metavar="A",
+                       help="one of them: only the demonstrations of its tasks are learned, the rest is the test")
+    grids.add_argument("--num_aug", type=_count, default=1000, metavar="N",
+                       help="symmetries of each task beside it, at most: some tasks have fewer (1000, as published)")
+    grids.add_argument("--seed", type=_count, default=0, help="of everything random here (0)")
+    grids.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
+    grids.add_argument("--overwrite", action="store_true", help="replace DIR if it is a dataset folder")
+
     bench = commands.add_parser("bench", help="measure the input pipeline on one core")
     bench.set_defaults(run=run_bench)
     bench.add_argument("--path", required=True, metavar="DIR", help="dataset folder")
-    bench.add_argument("--puzzle", choices=("sudoku", "maze"), default="sudoku",
+    bench.add_argument("--puzzle", choices=("sudoku", "maze", "arc"), default="sudoku",
                        help="what is in it, if its files do not say (sudoku)")
     bench.add_argument("--batch", type=_positive, default=512)
     bench.add_argument("--seconds", type=float, default=5.0)
@@ -173,12 +189,37 @@ def make_folder(args, kind: Kind) -> None:
         "hub": kind.hub if args.hub else None,
         "counts": {name: {"examples": s.num_examples, "groups": s.num_groups} for name, s in splits.items()},
         "test_grids_in_train": shared,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "trm_jax": trm_jax.__version__},
+        "versions": _versions(),
     }
     store.write(args.out, splits, [store.BLANK], provenance, overwrite=args.overwrite)
     print(summary(args.out, splits))
     print(f"test puzzles whose solution grid is in train too: {shared}")
     print(f"{time.time() - started:.1f} s")
+
+
+def make_arc(args) -> None:
+    """The published build of ARC-AGI."""
+    store.refuse_taken(args.out, args.overwrite)
+    started = time.time()
+    tasks, files = arc.read_subsets(args.json_dir, args.subsets, args.test_subset, args.prefix)
+    seen = arc.answers_in_training(tasks, args.test_subset)
+    for tested, trained in seen:
+        print(f"warning: a test pair of task {tested} is also a pair of task {trained}, which is trained on",
+              file=sys.stderr)
+    provenance = {
+        "format": 1, "puzzle": puzzles.puzzle_of(puzzles.get("arc")),
+        "command": "python -m trm_jax.data " + shlex.join(args.argv),
+        "mode": "json", "seed": args.seed, "files": files, "hub": None,
+        "options": {"subsets": args.subsets, "test_subset": args.test_subset, "num_aug": args.num_aug},
+        "test_pairs_in_train": seen, "versions": _versions(),
+    }
+    counts = arc.build(args.out, tasks, args.test_subset, num_aug=args.num_aug, seed=args.seed, provenance=provenance,
+                       overwrite=args.overwrite)
+    print(f"{args.out}\n{counts['tasks']:,} tasks, {counts['training_pairs']:,} training pairs, "
+          f"{counts['test_inputs']:,} test inputs; with symmetries {counts['train']['examples']:,} and "
+          f"{counts['test']['examples']:,}\n{counts['identifiers']:,} identifiers, the blank one included; "
+          f"{counts['tasks_with_fewer_symmetries']} tasks have fewer than {args.num_aug:,} symmetries\n"
+          f"test pairs that are training pairs of another task too: {len(seen)}\n{time.time() - started:.1f} s")
 
 
 def summary(path, splits: dict[str, store.Split]) -> str:
@@ -206,7 +247,7 @@ def run_bench(args) -> None:
     domain = store.load_domain(args.path, args.puzzle, split.metadata.seq_len)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    for augment in (True, False):
+    for augment in (True, False) if hasattr(domain, "augment") else (False,):
         batches = pipeline.train_batches(split, domain, global_batch_size=args.batch, augment=augment)
         for _ in range(10):
             next(batches)
@@ -231,6 +272,10 @@ def _download(repo: str) -> dict[str, str]:
         raise DatasetError(f"{repo} could not be downloaded ({type(error).__name__}: {reason})") from error
 
 
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "numpy": np.__version__, "trm_jax": trm_jax.__version__}
+
+
 def _mode(args) -> str:
     return "--generate" if args.generate else "--csv" if args.csv else "--hub"
 
@@ -240,6 +285,10 @@ def _sides(text: str) -> tuple[int, int]:
     if not (x and rows.isdecimal() and cols.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no box shape or maze size; write rows x columns: 3x3")
     return int(rows), int(cols)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _count(text: str) -> int:

@@ -258,11 +258,14 @@ def _read_metadata(file: pathlib.Path) -> Metadata:
 
 
 def write(path, splits: dict[str, Split], identifiers: list[str], provenance: dict[str, Any], *,
-          more_json: dict[str, Any] | None = None, overwrite: bool = False) -> None:
+          more_json: dict[str, Any] | None = None, ready: dict[str, dict[str, pathlib.Path]] | None = None,
+          overwrite: bool = False) -> None:
     """Writes the folder beside its place and renames it there: it is there whole or not at all.
 
     Args:
       more_json: file name -> content of further files of the published layout (ARC: "test_puzzles.json").
+      ready: split -> array -> the .npy file, on the same disk, that the array is mapped from and that is moved in: for
+        arrays too large to write twice.
     Raises:
       DatasetError: the place is taken (and, even with `overwrite`, if what is there is not a dataset folder).
     """
@@ -280,7 +283,7 @@ def write(path, splits: dict[str, Split], identifiers: list[str], provenance: di
         os.umask(umask)
         new.chmod(0o777 & ~umask)
         for name, split in splits.items():
-            _write_split(new / name, split)
+            _write_split(new / name, split, (ready or {}).get(name, {}))
         for file, value in ((more_json or {})
                             | {"identifiers.json": identifiers, "provenance.json": provenance}).items():
             _write_json(new / file, value)
@@ -301,13 +304,15 @@ def refuse_taken(path, overwrite: bool) -> None:
         raise DatasetError(f"{path} is there already; add --overwrite to replace it")
 
 
-def _write_split(folder: pathlib.Path, split: Split) -> None:
+def _write_split(folder: pathlib.Path, split: Split, ready: dict[str, pathlib.Path]) -> None:
     folder.mkdir()
     for name in (*ARRAYS, *EXTRAS):
-        if getattr(split, name) is not None:
+        if name in ready:
+            os.replace(ready[name], _npy(folder, name))
+        elif getattr(split, name) is not None:
             with open(_npy(folder, name), "wb") as file:
                 np.save(file, getattr(split, name), allow_pickle=False)
-                _sync(file)
+                sync(file)
     if split.sources is not None:
         _write_json(folder / "sources.json", list(split.source_names))
     _write_json(folder / "dataset.json", dataclasses.asdict(split.metadata))
@@ -317,10 +322,10 @@ def _write_json(file: pathlib.Path, value: Any) -> None:
     with open(file, "w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1)
         stream.write("\n")
-        _sync(stream)
+        sync(stream)
 
 
-def _sync(file) -> None:
+def sync(file) -> None:
     file.flush()
     os.fsync(file.fileno())
 

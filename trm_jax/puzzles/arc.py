@@ -181,6 +181,89 @@ def draw(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     return transforms, colours
 
 
+Pair = tuple[np.ndarray, np.ndarray]  # input and output grid
+
+RETRIES = 5  # symmetries drawn for one that is kept, at most, as published
+_BLOCK = 256
+_HASH = np.random.default_rng(20190327).integers(1, 1 << 64, (2, SIDE, SIDE), np.uint64)
+
+
+def distinct_symmetries(pairs: list[Pair], count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The identity and up to `count` symmetries under which the task looks different each time, in the order drawn.
+
+    Two look alike if they make the same pairs, in any order. That is told by a 64-bit hash that is linear in the
+    colours of a pair, so that no grid need be transformed: sum over cells of (colour + 1) * a random number.
+
+    Returns transforms [K] and colour maps [K, 10], K <= 1 + count: a task of few colours has few of them.
+    """
+    sums = np.zeros((8, len(pairs), COLOURS), np.uint64)  # of the random numbers under the cells of each colour
+    for k in range(8):
+        for p, pair in enumerate(pairs):
+            for side, grid in enumerate(pair):
+                turned = dihedral(grid, k)
+                numbers = _HASH[side, :turned.shape[0], :turned.shape[1]]
+                sums[k, p] += np.array([numbers[turned == colour].sum() for colour in range(COLOURS)], np.uint64)
+
+    def hashes(transforms, colours):  # [B]
+        values = (colours.astype(np.uint64) + np.uint64(1))[:, None, :]
+        return _mix((values * sums[transforms]).sum(axis=2)).sum(axis=1)
+
+    transforms, colours = np.zeros(1, np.int64), np.arange(COLOURS, dtype=np.uint8)[None]
+    seen, kept = set(hashes(transforms, colours).tolist()), [(transforms, colours)]
+    tries = RETRIES * count
+    while tries > 0 and len(seen) <= count:
+        transforms, colours = (drawn[:tries] for drawn in draw(rng, _BLOCK))
+        tries -= _BLOCK
+        fresh = [i for i, h in enumerate(hashes(transforms, colours).tolist()) if not (h in seen or seen.add(h))]
+        kept.append((transforms[fresh], colours[fresh]))
+    transforms, colours = map(np.concatenate, zip(*kept, strict=True))
+    return transforms[:1 + count], colours[:1 + count]
+
+
+def _mix(h: np.ndarray) -> np.ndarray:
+    """SplitMix64's finish: sums of hashes of pairs are then no longer sums of cells."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+def canvases(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray,
+             rng: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Every pair under K symmetries: (inputs, labels), tokens [K, number of pairs, S] each.
+
+    With `rng` input and output are moved together, to a place drawn uniformly from those where both fit on the canvas;
+    but one pair of each symmetry, drawn at random, stays where it is.
+    """
+    K, E = len(transforms), len(pairs)
+    relabel = np.zeros((K, VOCAB), np.uint8)
+    relabel[:, END] = END
+    relabel[:, FIRST_COLOUR:] = colours + FIRST_COLOUR
+    if rng is not None:
+        draws = rng.random((2, K, E))
+        draws[:, np.arange(K), rng.integers(E, size=K)] = 0
+    out = np.zeros((2, K, E, SIDE + 1, SIDE + 1), np.uint8)  # a row and a column more, for ends that find no room
+    for transform in range(8):
+        rows = np.flatnonzero(transforms == transform)
+        if not len(rows):
+            continue
+        for e, pair in enumerate(pairs):
+            turned = [dihedral(grid, transform) for grid in pair]
+            down = right = np.zeros(len(rows), np.int64)
+            if rng is not None:
+                room = SIDE + 1 - np.max([grid.shape for grid in turned], axis=0)
+                down, right = (draws[:, rows, e] * room[:, None]).astype(np.int64)
+            for side, grid in enumerate(turned):
+                r, c = grid.shape
+                block = np.full((r + 1, c + 1), END, np.uint8)
+                block[:r, :c] = grid + FIRST_COLOUR
+                block[r, c] = PAD
+                at = (rows[:, None, None], e, down[:, None, None] + np.arange(r + 1)[:, None],
+                      right[:, None, None] + np.arange(c + 1))
+                out[side][at] = relabel[rows][:, block]
+    inputs, labels = out[..., :SIDE, :SIDE].reshape(2, K, E, SIDE * SIDE)
+    return inputs, labels
+
+
 # The domain.
 
 
