@@ -152,6 +152,21 @@ def test_no_symmetries_at_all(tmp_path, tasks):
     assert store.load_identifiers(tmp_path / "bare") == ["<blank>", *(task.name for task in tasks)]
 
 
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="asks Linux what is in memory")
+def test_a_folder_larger_than_memory_is_checked_piece_by_piece(tmp_path):
+    def resident():
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(status.split("RssFile:")[1].split()[0]) >> 10  # MiB
+
+    path, rows = tmp_path / "rows.npy", 6 * store.CHECK_ROWS
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (rows, 900)})
+        file.truncate(file.tell() + rows * 900)
+    array, before = np.asarray(np.load(path, mmap_mode="r")), resident()
+    store._need_range(array, 12, "vocab_size", path)
+    assert resident() - before < rows * 900 / 3 / 2**20 and array[-1].sum() == 0
+
+
 # Symmetries.
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import mmap
 import os
 import pathlib
 import shutil
@@ -34,6 +35,7 @@ from trm_jax.errors import UserError
 IGNORE_LABEL_ID = -100  # what loaders put where the folder has `ignore_label_id`
 SET = "all"  # the published scripts write no other set
 BLANK = "<blank>"
+CHECK_ROWS = 1 << 16
 
 
 class DatasetError(UserError):
@@ -203,11 +205,21 @@ def check(split: Split, folder) -> None:
 
 
 def _need_range(array: np.ndarray, end: int, end_name: str, file) -> None:
-    for start in range(0, len(array), 1 << 18):  # in pieces: no second copy of a memory-mapped array
-        piece = array[start:start + (1 << 18)]
+    for start in range(0, len(array), CHECK_ROWS):  # in pieces: no second copy of a memory-mapped array
+        piece = array[start:start + CHECK_ROWS]
         low, high = int(piece.min()), int(piece.max())
+        _release(array)
         if low < 0 or high >= end:
             raise DatasetError(f"{file}: holds {low if low < 0 else high}, must lie under the {end_name} {end}")
+
+
+def _release(array: np.ndarray) -> None:
+    """Pages of a file that is mapped read-only stop counting as memory of this process; they are read again on use."""
+    base = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and not array.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _npy(folder, name: str) -> pathlib.Path:
