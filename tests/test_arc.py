@@ -8,7 +8,7 @@ import pytest
 
 from tests.golden import __main__ as golden
 from tests.golden.check import FOLDER
-from trm_jax import puzzles
+from trm_jax import pictures, puzzles
 from trm_jax.arc_voting import NO_ANSWER, Votes, VotingError
 from trm_jax.puzzles import PuzzleError, arc
 
@@ -155,6 +155,45 @@ def test_the_domain_reads_and_writes_rows_of_digits():
             domain.encode(text)
     with pytest.raises(PuzzleError, match="900 cells"):
         puzzles.get("arc", seq_len=81)
+
+
+# Pictures.
+
+
+def test_wrong_cells_are_marked_where_sizes_differ_too():
+    grid, target = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[1, 0], [4, 5], [7, 8]])
+    assert arc.wrong_cells(grid, target).tolist() == [[False, True, True], [False, False, True]]
+    assert not arc.wrong_cells(grid, None).any()
+    assert arc.render(grid, target) == " 1!2!3\n 4 5!6" and arc.render(grid) == " 1 2 3\n 4 5 6"
+    painted = arc.render(grid, target, color=True)
+    assert painted.count("\x1b[0m") == 6 and painted.count("!") == 3 and "48;2;30;147;255m  " in painted
+    assert arc.render(np.zeros((0, 0), int)) == "(no grid)"
+    assert puzzles.get("arc").encode(arc.render(grid)).tolist() == arc.to_canvas(grid).tolist()
+    assert puzzles.get("arc").render(arc.to_canvas(grid)) == arc.render(grid)
+
+
+def test_grids_stand_side_by_side():
+    grids = {"input": np.array([[1]]), "prediction": np.zeros((0, 0), int), "target": np.array([[1, 2], [3, 4]])}
+    assert arc.render_row(grids, grids["target"]).split("\n") == [
+        "input   prediction   target", " 1      (no grid)     1 2", "                      3 4"]
+    grids["prediction"] = np.array([[1, 3], [3, 4]])
+    assert "1!3" in arc.render_row(grids, grids["target"]) and "!" not in arc.render_row(grids)
+
+
+def test_a_task_as_a_picture(tmp_path):
+    right, wrong = np.array([[1, 2], [3, 4]]), np.array([[1, 2], [3, 9]])
+    figure = pictures.arc_task("007bbfb7", [{"input": right, "prediction": wrong, "target": right},
+                                            {"input": right, "prediction": np.zeros((0, 0), int), "target": right}])
+    axes = figure.axes
+    assert [ax.get_title() for ax in axes] == ["input", "prediction", "target", "input", "prediction: no grid",
+                                               "target"]
+    assert [[line.get_xydata().tolist() for line in ax.lines] for ax in axes[:3]] == [[], [[[1.5, 1.5]]], []]
+    assert axes[1].collections[0].get_array().reshape(2, 2).tolist() == wrong.tolist()
+    assert axes[0].yaxis_inverted() and not axes[4].collections
+    pictures.save(figure, tmp_path / "task.png")
+    assert (tmp_path / "task.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(pictures.PictureError, match="no grids"):
+        pictures.arc_task("none", [])
 
 
 # Votes.

@@ -15,6 +15,7 @@ import numpy as np
 
 from trm_jax import puzzles, report, solve
 from trm_jax.errors import UserError, guarded
+from trm_jax.puzzles import arc
 
 INK, FAINT, GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 COLOURS = ("#0b6cb8", "#d1630f", "#2a8a4a", "#8a3fa0", "#b8272d", "#5b6470", "#b8901a")
@@ -97,6 +98,38 @@ def strip(domain: puzzles.Domain, trace: solve.Trace, title: str, solution: np.n
         return figure
 
 
+def arc_task(title: str, rows: Sequence[dict[str, np.ndarray]], marked: str = "prediction", target: str = "target"):
+    """Rows of ARC grids under their names (input, prediction, target), say one for every test input. A Figure.
+
+    Cells of `marked` that differ from `target` in the same row are crossed; an empty grid is drawn as none.
+    """
+    if not rows or not all(rows):
+        raise PictureError("there are no grids to draw")
+    plt = pyplot()
+    columns = max(map(len, rows))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(rows), columns, figsize=(2.7 * columns, 2.9 * len(rows) + 0.6), dpi=150,
+                                    squeeze=False, layout="constrained")
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for line, grids in zip(axes, rows):
+            for ax, (name, grid) in zip(line, grids.items()):
+                grid = np.asarray(grid)
+                ax.set_title(name if grid.size else f"{name}: no grid", fontsize=11, pad=4)
+                if not grid.size:
+                    continue
+                ax.pcolormesh(grid, cmap=plt.matplotlib.colors.ListedColormap(arc.PALETTE), vmin=-0.5, vmax=9.5,
+                              edgecolors="#555555", linewidth=0.5)
+                if name == marked and target in grids:
+                    down, across = np.nonzero(arc.wrong_cells(grid, np.asarray(grids[target])))
+                    cross = {"color": "white", "markeredgewidth": 1.5, "markersize": 5}
+                    ax.plot(across + 0.5, down + 0.5, "x", path_effects=[_outline()], **cross)
+                ax.set_aspect("equal")
+                ax.invert_yaxis()
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        return figure
+
+
 def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours) -> None:
     """One grid; boxes are ruled where the domain has them, characters drawn unless it names a shape. Everything [S]."""
     rows, columns = domain.grid
@@ -126,6 +159,11 @@ def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours) -> None:
     ax.set_xlim(-0.1, columns + 0.1)
     ax.set_ylim(rows + 0.1, -0.1)
     ax.set_aspect("equal")
+
+
+def _outline():
+    from matplotlib.patheffects import withStroke
+    return withStroke(linewidth=3, foreground="black")
 
 
 def _rectangle(column: int, row: int, colour: str, margin: float = 0.0):

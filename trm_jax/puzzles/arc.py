@@ -264,6 +264,51 @@ def canvases(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray,
     return inputs, labels
 
 
+# Pictures.
+
+PALETTE = ("#000000", "#1e93ff", "#f93c31", "#4fcc30", "#ffdc00", "#999999", "#e53aa3", "#ff851b", "#87d8f1", "#921231")
+
+
+def wrong_cells(grid: np.ndarray, target: np.ndarray | None) -> np.ndarray:
+    """[rows, cols] bool: where the grid is not the target, which may be of another size; None: nowhere."""
+    wrong = np.full(grid.shape, target is not None)
+    if target is not None:
+        rows, cols = map(min, grid.shape, target.shape)
+        wrong[:rows, :cols] = grid[:rows, :cols] != target[:rows, :cols]
+    return wrong
+
+
+def render(grid: np.ndarray, target: np.ndarray | None = None, color: bool = False) -> str:
+    """A picture for the terminal, two characters a cell: its colour's digit, after a `!` where it is not the target's.
+
+    With color the cells are painted, and a digit is shown only where it is wrong.
+    """
+    if not grid.size:
+        return "(no grid)"
+
+    def cell(colour, wrong):
+        if not color:
+            return f"{'!' if wrong else ' '}{colour}"
+        red, green, blue = bytes.fromhex(PALETTE[colour][1:])
+        ink = "30" if red + green + blue > 330 else "97"
+        return f"\x1b[{ink};48;2;{red};{green};{blue}m{f'!{colour}' if wrong else '  '}\x1b[0m"
+
+    return "\n".join("".join(map(cell, *row)) for row in zip(grid.tolist(), wrong_cells(grid, target).tolist()))
+
+
+def render_row(grids: dict[str, np.ndarray], target: np.ndarray | None = None, marked: str = "prediction",
+               color: bool = False) -> str:
+    """Grids side by side under their titles; the one called `marked` is compared with the target."""
+    columns = []
+    for title, grid in grids.items():
+        width = max(len(title), 2 * grid.shape[1] if grid.size else len("(no grid)"))
+        lines = render(grid, target if title == marked else None, color).split("\n")
+        drawn = 2 * grid.shape[1] if grid.size else len("(no grid)")
+        columns.append([title.ljust(width)] + [line + " " * (width - drawn) for line in lines] + [" " * width] * (
+            max(g.shape[0] if g.size else 1 for g in grids.values()) - len(lines)))
+    return "\n".join("   ".join(row).rstrip() for row in zip(*columns))
+
+
 # The domain.
 
 
@@ -289,6 +334,11 @@ class Arc:
         if odd := sorted(set("".join(lines)) - set(self.symbols)):
             raise PuzzleError(f"an ARC grid is rows of digits 0-9, got {odd[0]!r}")
         return to_canvas(read_grid([[int(c) for c in line] for line in lines]))
+
+    def render(self, tokens: np.ndarray, given: np.ndarray | None = None, changed: np.ndarray | None = None,
+               color: bool = False) -> str:
+        """The cropped grid, as `render` draws it; what is given or changed is not marked."""
+        return render(crop(tokens), color=color)
 
     def decode(self, tokens: np.ndarray) -> str:
         """Tokens [S] -> the cropped grid as rows of digits; empty where there is nothing to crop."""
