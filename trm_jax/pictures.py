@@ -64,7 +64,10 @@ def accuracy(results: Sequence[report.Result], labels: Sequence[str], from_perce
         axes.set_axisbelow(True)
         axes.set_xlabel("outer cycles at test time, H")
         axes.set_title("Test puzzles solved exactly", loc="left", fontsize=12, fontweight="bold")
-        axes.legend(frameon=False, loc="best")
+        if len(results) > 3:  # beside the lines, where it hides none of them
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        else:
+            axes.legend(frameon=False, loc="best")
         figure.supxlabel(_caption(results), fontsize=8.5, color=FAINT)
         return figure
 
