@@ -123,3 +123,8 @@ def test_differences_are_those_that_change_the_run():
     assert config.differences(old, old) == {}
     del new["seed"]
     assert config.differences(old, new)["seed"] == (0, "(absent)")
+
+
+def test_the_command_for_a_missing_dataset_makes_the_folder_that_is_missing():
+    data = config.Data(path="my data/x", make="python -m trm_jax.data sudoku --generate --out data/sudoku-40")
+    assert data.how_to_make == "python -m trm_jax.data sudoku --generate --out 'my data/x'"

@@ -15,6 +15,8 @@ import importlib.util
 import math
 import os
 import pathlib
+import re
+import shlex
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -91,6 +93,11 @@ class Data:
     # fixed: the labels of the dataset. random_path: of every training maze a shortest path, drawn uniformly each time
     # it is drawn; exact match then means little, and the best checkpoint is the one with most shortest paths.
     labels: Literal["fixed", "random_path"] = "fixed"
+
+    @property
+    def how_to_make(self) -> str:
+        """The command that makes the folder at `path`, wherever `make` would put it."""
+        return re.sub(r"--out[ =]\S+", lambda _: f"--out {shlex.quote(self.path)}", self.make)
 
 
 @dataclasses.dataclass(frozen=True)

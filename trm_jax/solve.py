@@ -292,7 +292,7 @@ def _plain(drawn: str) -> str:
 def load_example(export: weights.Export, number: int) -> tuple[np.ndarray, np.ndarray]:
     """(inputs [S], labels [S]) of a puzzle of the test set that belongs to the weights."""
     d = export.experiment.data
-    test = store.load(d.path, "test", make=d.make)
+    test = store.load(d.path, "test", make=d.how_to_make)
     if not 0 <= number < test.num_examples:
         raise SolveError(f"there is no test puzzle {number} in {d.path}: they are numbered 0 to "
                          f"{test.num_examples - 1}")

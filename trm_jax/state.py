@@ -52,7 +52,7 @@ class Data:
     def load(cls, experiment: Experiment) -> Data:
         """Raises store.DatasetError, with the command that makes the folder if it is missing."""
         d = experiment.data
-        train, test = (store.load(d.path, split, make=d.make) for split in ("train", "test"))
+        train, test = (store.load(d.path, split, make=d.how_to_make) for split in ("train", "test"))
         for field in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
             a, b = getattr(train.metadata, field), getattr(test.metadata, field)
             if a != b:
