@@ -4,8 +4,9 @@ Variants (--config=experiments/rsm_maze.py:NAME)
 
     (none)   the published recipe: 1,000 mazes of 30x30, 500 passes, 3,906 steps of 128. Paper: about 80 % exact.
              Not repeated by us yet.
-    quick    mazes of 6x6 at the size of a laptop CPU. Not trained to its end yet: its rates come from two trials of
-             three minutes, in which a learning rate of 2e-3 learned nothing and under 1e-3 learning began.
+    quick    mazes of 6x6 at the size of a laptop CPU, three minutes on two cores. It learns, but does not solve yet:
+             exact 13.4 % at H 4 and 9.4 % at H 64, valid shortest paths 15.6 and 12.0 % (500 of 1,000 test mazes,
+             seed 0). Without the carry, half as long: 16.6 % at H 4, 0 at H 64.
 
 A Maze-Hard maze has about 2**21 shortest paths and its label is one of them. Exact match therefore also measures how
 well one tie-break is imitated; every evaluation reports the share of valid shortest paths beside it. For the same
@@ -92,7 +93,8 @@ def quick(c):
     c.arch.forward_dtype = "float32"
     c.arch.loss.loss_type = "softmax_cross_entropy"
 
-    c.total_steps = 3000
+    c.deepen.carry_share = 0.5
+    c.total_steps = 6000
     c.global_batch_size = 32
     c.optimizer = "adamw"
     c.lr = 7e-4
