@@ -6,8 +6,8 @@ Variants (--config=experiments/rsm_sudoku.py:NAME)
              Paper: 97.5 % exact on Sudoku-Extreme at H_test 640, about 80 % at training depth; under one hour on
              one A100. Not repeated by us yet.
     1k       the setting of HRM and TRM: 1,000 training puzzles, a fresh symmetry of each every time, as many steps.
-    steady   the published recipe with what keeps right answers right beyond the training depth (README, "Stability"):
-             a quarter of the slots carry their latents on.
+    steady   the published recipe with what at quick size keeps right answers right beyond the training depth (README,
+             "Stability"): a quarter of the slots carry their latents on. Not trained at full size yet.
     quick    steady at the size of a laptop CPU: generated 9x9 puzzles with 40 blanks, two minutes on two cores.
     quick_att  the attention form on 4x4 puzzles with 5 clues, made stable by its carry alone (half of the slots).
 
