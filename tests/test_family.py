@@ -156,7 +156,7 @@ def test_test_time_is_the_plain_loop(case):
     watched = recursion.unroll_watched(core, start, case.x, np.int32(3), case.L, decode, step)
     assert_close(watched.latents, states[6])
     assert watched.done.tolist() == [3] * B
-    final, kept = recursion.trace(core, case.latents, case.x, 3, case.L, lambda y: y, step)
+    final, (kept, _) = recursion.trace(core, case.latents, case.x, 3, case.L, lambda y: y, step)
     assert_close(final, states[6])
     assert_close(kept, np.stack([s.y for s in states[2::2]]))
 

@@ -107,7 +107,8 @@ def test_an_answer_says_what_is_wrong_with_it():
 @pytest.fixture
 def trace():
     first = np.where(np.arange(20) == 6, 2, QUESTION)  # opened a wall
-    return solve.Trace(QUESTION, np.stack([first, LABEL, LABEL]).astype(np.uint8), np.full((3, 20), .9, np.float32))
+    return solve.Trace(QUESTION, np.stack([first, LABEL, LABEL]).astype(np.uint8), np.full((3, 20), .9, np.float32),
+                       np.array([.5, .2, .1], np.float32))
 
 
 def test_frames(trace):

@@ -166,11 +166,15 @@ def test_unroll_and_trace_are_the_plain_loop(given, H):
         states.append(plain_outer_cycle(core, states[-1], x, 2))
     assert_close(recursion.unroll(core, latents, x, H, 2), states[-1])
     assert_close(jax.jit(lambda H: recursion.unroll(core, latents, x, H, 2))(np.int32(H)), states[-1])
-    final, kept = recursion.trace(core, latents, x, H, 2, lambda y: y[0])
+    final, (kept, moved) = recursion.trace(core, latents, x, H, 2, lambda y: y[0])
     assert_close(final, states[-1])
     assert kept.shape == (H, B, D)
     if H:
         assert_close(kept, np.stack([s.y[0] for s in states[1:]]))
+        a, b = (np.concatenate(states[i], axis=0) for i in (-1, -2))  # [2T, B, D]
+        np.testing.assert_allclose(moved[-1], np.sqrt(((a - b) ** 2).sum((0, 2)) / (a ** 2).sum((0, 2))), rtol=1e-4)
+        watched = recursion.unroll_watched(core, recursion.watch(latents, lambda y: y[0]), x, H, 2, lambda y: y[0])
+        np.testing.assert_allclose(watched.residual, moved[-1], rtol=1e-5)
 
 
 def test_unchanged_counts_cycles_since_the_answer_last_changed():

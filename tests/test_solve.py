@@ -185,7 +185,7 @@ def test_frames_mark_what_changed(solver):
 def test_only_changed_cells_are_marked():
     previous, now = GRID.copy(), GRID.copy()
     previous[5] = 2
-    trace = solve.Trace(blanked(16), np.stack([previous, now]), np.ones((2, 16), np.float32))
+    trace = solve.Trace(blanked(16), np.stack([previous, now]), np.ones((2, 16), np.float32), np.ones(2))
     last = solve.frames(DOMAIN, trace, color=False)[-1].splitlines()
     assert last[1] == " 1 changed, verified" and last[3] == " 3*4 \u2502 1 2"
 

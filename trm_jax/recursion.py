@@ -169,6 +169,14 @@ def several(cycle: Cycle, H: int) -> Cycle:
     return lambda core, latents, x, L: unroll(core, latents, x, H, L, cycle)
 
 
+def residual(new: Latents, old: Latents) -> Array:
+    """Relative change of the latents in one cycle, |new - old| / |new| over all of them, float32 [B]."""
+    def squares(tree):
+        return sum(jnp.sum(jnp.square(a.astype(jnp.float32)), axis=(0, 2)) for a in jax.tree.leaves(tree))
+    change = squares(jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new, old))
+    return jnp.sqrt(change / jnp.maximum(squares(new), jnp.finfo(jnp.float32).tiny))
+
+
 class Watched(NamedTuple):
     """An unroll that keeps an eye on its decoded answer."""
 
@@ -176,13 +184,15 @@ class Watched(NamedTuple):
     answer: Any  # decode(y), e.g. tokens [B, S]
     unchanged: Array  # int32 [B], cycles since the answer last changed
     done: Array  # int32 [B], cycles done; those after a halt are not
+    residual: Array  # float32 [B], of the last cycle done; infinite before the first
 
 
 def watch(latents: Latents, decode: Callable[[Array], Array]) -> Watched:
     """A `Watched` before its first cycle; nothing counts as unchanged yet."""
     answer = decode(latents.y)
-    zeros = jnp.zeros(answer.shape[0], jnp.int32)
-    return Watched(latents, answer, zeros, zeros)
+    B = answer.shape[0]
+    zeros = jnp.zeros(B, jnp.int32)
+    return Watched(latents, answer, zeros, zeros, jnp.full(B, jnp.inf, jnp.float32))
 
 
 def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | Array, L: int,
@@ -198,7 +208,7 @@ def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | 
         latents = cycle(core, w.latents, x, L)
         answer = decode(latents.y)
         same = jnp.all((answer == w.answer).reshape(answer.shape[0], -1), axis=1)
-        return Watched(latents, answer, jnp.where(same, w.unchanged + 1, 0), w.done + 1)
+        return Watched(latents, answer, jnp.where(same, w.unchanged + 1, 0), w.done + 1, residual(latents, w.latents))
 
     def advance_unless_halted(w: Watched) -> Watched:
         halted = (w.done > 0) & halts(w.latents.y)
@@ -206,17 +216,18 @@ def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | 
         def go_on(w):
             new = advance(w)
             return Watched(select(halted, w.latents, new.latents, 1), select(halted, w.answer, new.answer, 0),
-                           jnp.where(halted, w.unchanged + 1, new.unchanged), jnp.where(halted, w.done, new.done))
+                           jnp.where(halted, w.unchanged + 1, new.unchanged), jnp.where(halted, w.done, new.done),
+                           jnp.where(halted, w.residual, new.residual))
         return lax.cond(jnp.all(halted), lambda w: w._replace(unchanged=w.unchanged + 1), go_on, w)
     return lax.fori_loop(0, steps, lambda _, w: (advance if halts is None else advance_unless_halted)(w), watched)
 
 
 def trace(core: Core | Cores, latents: Latents, x: Array, steps: int, L: int,
           decode: Callable[[Array], Any], cycle: Cycle = outer_cycle) -> tuple[Latents, Any]:
-    """Every cycle's decode(y) kept: (final latents, decoded values stacked on a first axis)."""
+    """Every cycle's decode(y) and residual kept: (final latents, (decoded values, residuals [steps, B]))."""
     def advance(latents, _):
-        latents = cycle(core, latents, x, L)
-        return latents, decode(latents.y)
+        new = cycle(core, latents, x, L)
+        return new, (decode(new.y), residual(new, latents))
     return lax.scan(advance, latents, length=steps)
 
 

@@ -63,6 +63,7 @@ class Trace(NamedTuple):
     inputs: np.ndarray  # uint8 [S]
     tokens: np.ndarray  # uint8 [n, S]
     confidence: np.ndarray  # float32 [n, S], probability of the chosen token
+    residual: np.ndarray  # float32 [n], relative change of the latents
 
     @property
     def stands_since(self) -> int:
@@ -88,7 +89,7 @@ def _advance(model, w: weights.Weights, watched: Watched, x: Array, cycles: Arra
 
 @functools.partial(jax.jit, static_argnames=("model", "L"))
 def _trace(model, w: weights.Weights, latents: Latents, x: Array, L: int) -> tuple[Latents, Any]:
-    """TRACE_CHUNK more outer cycles: (latents, (tokens [n, B, S], confidence [n, B, S]))."""
+    """TRACE_CHUNK more outer cycles: (latents, ((tokens [n, B, S], confidence [n, B, S]), residuals [n, B]))."""
     def decode(y):
         return model.answer(w.params, y), jax.nn.softmax(model.logits(w.params, y), axis=-1).max(-1)
     return recursion.trace(model.core(w.params), latents, x, TRACE_CHUNK, L, decode, model.test_step)
@@ -144,18 +145,19 @@ class Solver:
         _check(steps=steps)
         inputs = self.read(puzzle)
         watched, x = _begin(self._model, self._weights, jnp.asarray(inputs[None]))
-        latents, tokens, confidence, still = watched.latents, [], [], 0
+        latents, tokens, confidence, residual, still = watched.latents, [], [], [], 0
         previous = np.asarray(watched.answer[0])
         while len(tokens) < steps and not (settle and still >= settle):
-            latents, decoded = _trace(self._model, self._weights, latents, x, self._L)
-            for now, sure in zip(*(np.asarray(a)[:, 0] for a in decoded)):
+            latents, (decoded, moved) = _trace(self._model, self._weights, latents, x, self._L)
+            for now, sure, move in zip(*(np.asarray(a)[:, 0] for a in (*decoded, moved))):
                 tokens.append(now)
                 confidence.append(sure)
+                residual.append(move)
                 still = still + 1 if np.array_equal(now, previous) else 0
                 previous = now
                 if len(tokens) == steps or settle and still >= settle:
                     break
-        return Trace(inputs, np.stack(tokens), np.stack(confidence))
+        return Trace(inputs, np.stack(tokens), np.stack(confidence), np.stack(residual))
 
     def read(self, puzzle: str | np.ndarray) -> np.ndarray:
         """Tokens [S] of a puzzle whose clues do not contradict each other; PuzzleError otherwise."""
