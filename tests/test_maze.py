@@ -230,6 +230,18 @@ def test_every_broken_rule_has_its_reason():
     assert OBLONG.explain(QUESTION, longer) == "the path has 8 steps, a shortest one has 4"
 
 
+def test_faults_are_changed_cells_loose_ends_and_branches():
+    cases = {("SoooG", " # ##", "     ", "## # "): [], ("SoooG", " # ##", "    #", "## # "): [(2, 4)],
+             ("So oG", " # ##", "     ", "## # "): [(0, 1), (0, 3)], ("SoooG", " # ##", "   oo", "## # "): [(2, 3), (2, 4)],
+             ("SoooG", " #o##", "     ", "## # "): [(0, 2), (1, 2)], tuple(ROWS): [(0, 2)],
+             ("SoooG", " # ##", "G    ", "## # "): [(2, 0)], ("S ooG", "o#o##", "ooo  ", "## # "): []}
+    for rows, expected in cases.items():
+        row, column = np.divmod(np.flatnonzero(OBLONG.faults(QUESTION, tokens(*rows))), 5)
+        assert list(zip(row.tolist(), column.tolist())) == expected, rows
+    both = OBLONG.faults(QUESTION, np.stack([tokens(*rows) for rows in cases]))
+    assert both.shape == (8, 20) and both.sum(axis=1).tolist() == [len(cells) for cells in cases.values()]
+
+
 def test_through_a_wall_is_no_path():
     question = tokens("S#G", "   ")
     domain = Maze(2, 3)

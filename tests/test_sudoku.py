@@ -204,6 +204,23 @@ def test_verifier_equals_plain_loops_on_damaged_grids():
             domain.verify(inputs, answers[:, 1:])
 
 
+def test_faults_are_the_cells_of_broken_rules():
+    domain, rng = Sudoku(), np.random.default_rng(5)
+    question, answer = domain.encode(PUZZLE), domain.encode(ANSWER)
+    answers = np.repeat(answer[None], 50, axis=0)
+    for row in answers[1:]:
+        row[rng.integers(81, size=2)] = rng.integers(2, 11, size=2)
+    faults, verdict = domain.faults(question, answers), domain.verify(question, answers)
+    np.testing.assert_array_equal(faults.any(axis=1), ~(verdict.rules & verdict.clues))
+    assert not faults[0].any() and faults[(answers != answer).any(axis=1)].any()
+    one_wrong = answer.copy()
+    one_wrong[2] = domain.symbols["6"]  # a second one in row, box and column
+    row, column = np.divmod(np.flatnonzero(domain.faults(question, one_wrong)), 9)
+    assert list(zip(row.tolist(), column.tolist())) == [(0, 2), (0, 3), (1, 0), (4, 2)]
+    changed_clue = np.where(np.arange(81) == 0, 1, answer)
+    np.testing.assert_array_equal(np.flatnonzero(domain.faults(question, changed_clue)), [0])
+
+
 def test_contradicting_clues_are_named():
     domain = Sudoku(2, 3)
     grid = domain.encode("." * 36)

@@ -182,13 +182,26 @@ def clock(seconds: float) -> str:
 
 
 def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file that is never seen half-written (temporary name, fsync, rename); makes its folder.
+    """Writes a JSON file, as `write_file` does.
 
     Arrays become lists, and not-a-number and infinities strings, as in `MetricWriter.write`.
     """
+    write_file(path, json.dumps(_json(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a file that is never seen half-written (temporary name, fsync, rename); makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(_json(value), indent=2, allow_nan=False) + "\n")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _plain(name: str, value: Any) -> int | float | str:
@@ -224,13 +237,4 @@ def _truncate(path: Path, last_step: int) -> None:
             continue
         if isinstance(record, dict) and record.get("step", last_step + 1) <= last_step:
             kept.append(line + "\n")
-    _replace(path, "".join(kept))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_file(path, "".join(kept))

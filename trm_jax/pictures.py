@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -133,28 +134,48 @@ def arc_task(title: str, rows: Sequence[dict[str, np.ndarray]], marked: str = "p
         return figure
 
 
+class Drawing(NamedTuple):
+    """How a domain's cells are drawn."""
+
+    rows: int
+    columns: int
+    box: tuple[int, int]  # rows, columns between two thick lines
+    characters: tuple[str, ...]  # of the tokens; a blank has none
+    shapes: tuple[str, ...]  # of the tokens, see puzzles.Domain: "" has none, and its character is drawn
+
+
+def drawing(domain: puzzles.Domain) -> Drawing:
+    rows, columns = domain.grid
+    characters, shapes = ["?"] * domain.vocab_size, [""] * domain.vocab_size
+    for character, token in reversed(domain.symbols.items()):  # the first of several counts
+        characters[token] = "" if character in ". " else character
+    for token, shape in getattr(domain, "drawn_as", {}).items():
+        shapes[token] = shape
+    box = getattr(domain, "box_rows", rows), getattr(domain, "box_cols", columns)
+    return Drawing(rows, columns, box, tuple(characters), tuple(shapes))
+
+
 def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours) -> None:
     """One grid; boxes are ruled where the domain has them, characters drawn unless it names a shape. Everything [S]."""
-    rows, columns = domain.grid
-    shapes = getattr(domain, "drawn_as", {})  # token -> "wall": a full cell; "path": a small square; "empty"
-    text = domain.decode(tokens)
+    rows, columns, (down, across), characters, shapes = drawing(domain)
     given = inputs == tokens  # blanks are not in an answer
     for s in range(len(tokens)):
         row, column = divmod(s, columns)
         if changed[s]:
             ax.add_patch(_rectangle(column, row, "#fff0b3"))
         colour = "#c8202f" if wrong[s] else "#111111" if given[s] else colours(0.75 - 0.7 * float(sure[s]))
-        shape = shapes.get(int(tokens[s]))
-        if shape == "wall":
+        shape = shapes[tokens[s]]
+        if shape.startswith("#"):
+            ax.add_patch(_rectangle(column, row, shape))
+        elif shape == "wall":
             ax.add_patch(_rectangle(column, row, colour))
         elif shape == "path" or shape == "empty" and wrong[s]:
             ax.add_patch(_rectangle(column, row, colour, margin=0.2 if shape == "path" else 0.4))
-        elif shape is None:
-            ax.text(column + 0.5, row + 0.53, text[s], ha="center", va="center", color=colour,
+        elif not shape:
+            ax.text(column + 0.5, row + 0.53, characters[tokens[s]], ha="center", va="center", color=colour,
                     fontsize=108 / max(rows, columns), fontweight="bold" if given[s] else "normal")
-    down, across = getattr(domain, "box_rows", rows), getattr(domain, "box_cols", columns)
     thick, thin = ({"color": "#333333", "linewidth": 1.4, "zorder": 3},
-                   {"color": "#c9c9c9", "linewidth": 0 if shapes else 0.6, "zorder": 2})
+                   {"color": "#c9c9c9", "linewidth": 0 if "wall" in shapes else 0.6, "zorder": 2})
     for line in range(rows + 1):
         ax.plot([0, columns], [line, line], solid_capstyle="projecting", **(thin if line % down else thick))
     for line in range(columns + 1):

@@ -51,7 +51,9 @@ class Domain(Protocol):
     """B puzzles of S = seq_len cells; tokens are 0 (pad) .. vocab_size - 1, stored as uint8.
 
     A domain whose puzzles have several right answers (mazes) also has `shortest_paths(inputs, rng) -> labels` [B, S],
-    a fresh label for every puzzle, and `log2_paths(inputs)` [B], how many there are.
+    a fresh label for every puzzle, and `log2_paths(inputs)` [B], how many there are. One that can tell which cells
+    break its rules has `faults(inputs, answers)` [B, S]. One whose pictures are not of characters has `drawn_as`:
+    token -> "wall", "path", "empty", "end" (of a grid that does not fill its canvas) or a colour as #rrggbb.
     """
 
     name: str

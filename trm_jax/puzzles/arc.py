@@ -321,6 +321,7 @@ class Arc:
     vocab_size = VOCAB
     grid = (SIDE, SIDE)
     symbols = {"0123456789"[c]: FIRST_COLOUR + c for c in range(COLOURS)}
+    drawn_as = {PAD: "empty", END: "end"} | {FIRST_COLOUR + c: colour for c, colour in enumerate(PALETTE)}
 
     @classmethod
     def from_seq_len(cls, seq_len: int) -> "Arc":

@@ -64,7 +64,7 @@ class Maze:
     verified_as = "shortest path"
     broken = {"kept": "changes more of the question than free cells into path",
               "path": "marks no path from S to G", "shortest": "is not a shortest path"}
-    drawn_as = {WALL: "wall", FREE: "empty", PATH: "path"}  # by pictures.py, instead of a character
+    drawn_as = {WALL: "wall", FREE: "empty", PATH: "path"}  # in pictures, instead of a character
 
     def __post_init__(self):
         if not (2 <= self.rows <= MOST_SIDE and 2 <= self.cols <= MOST_SIDE):
@@ -183,7 +183,7 @@ class Maze:
         inputs, answer = _bytes(self._grids(inputs, ndim=1)), _bytes(self._grids(answer, ndim=1))
         verdict, reasons = self.verify(inputs, answer), []
         if not verdict.kept:
-            wrong = (answer != inputs) & ((answer != PATH) | (inputs != FREE))
+            wrong = _changed(inputs, answer)
             first = int(np.argmax(wrong))
             was, now = (_NAMES.get(int(tokens[first]), "no cell") for tokens in (inputs, answer))
             more = f" and {wrong.sum() - 1} cells more were changed" if wrong.sum() > 1 else ""
@@ -194,6 +194,15 @@ class Maze:
             reasons.append(f"the path has {(answer == PATH).sum() + 1} steps, a shortest one has "
                            f"{self.solve(inputs[None]).steps[0]}")
         return "; ".join(reasons)
+
+    def faults(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """inputs, answers as in verify -> [..., S] bool: cells that changed, other than from free to path, and path
+        cells that do not touch two of path, S and G: loose ends and branches. A longer way has none."""
+        inputs, answers = np.broadcast_arrays(_bytes(self._grids(inputs)), _bytes(self._grids(answers)))
+        way = (answers == PATH) | (inputs == START) | (inputs == GOAL)
+        way = np.pad(way.reshape(-1, self.rows, self.cols), ((0, 0), (1, 1), (1, 1))).astype(np.int8)
+        touching = way[:, 2:, 1:-1] + way[:, :-2, 1:-1] + way[:, 1:-1, 2:] + way[:, 1:-1, :-2]
+        return _changed(inputs, answers) | (answers == PATH) & (touching.reshape(inputs.shape) != 2)
 
     # Shortest paths
 
@@ -335,6 +344,11 @@ class Maze:
             lead = {1: "", 2: "B, ", None: "..., "}[ndim]
             raise PuzzleError(f"expected shape [{lead}{self.seq_len}], got {list(tokens.shape)}")
         return tokens
+
+
+def _changed(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Where an answer is not the maze, nor a path through a free cell."""
+    return (answers != inputs) & ((answers != PATH) | (inputs != FREE))
 
 
 def _bytes(tokens: np.ndarray) -> np.ndarray:

@@ -182,6 +182,13 @@ class Sudoku:
             return first + f" and {len(more)} more like that" * bool(more)
         return "; ".join(["cells are left open"] * (not complete) + ["a clue was changed"] * (not clues))
 
+    def faults(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """inputs, answers as in verify -> [..., S] bool: digits twice in a row, column or box, and changed clues."""
+        inputs, answers = np.broadcast_arrays(self._grids(inputs), self._grids(answers))
+        digit = (answers >= 2) & (answers < self.vocab_size)
+        twice = (answers[..., self._peers] == answers[..., None]).any(axis=-1)
+        return digit & twice | (inputs >= 2) & (inputs != answers)
+
     def solve(self, inputs: np.ndarray, limit: int = 2, max_guesses: int = 10_000_000) -> Solutions:
         """Solves inputs [B, S] by search, counting solutions up to `limit` (2 tells unique from not)."""
         inputs = np.array(self._puzzles(inputs, ndim=2), np.uint8, order="C")  # a copy: read-only would recompile
