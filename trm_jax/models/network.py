@@ -188,6 +188,12 @@ class Model:
     def halting(self, params, y: Array) -> Array:
         return self.network.apply({"params": params}, y, method="halting")
 
+    def q_halt(self, params, y: Array) -> Array:
+        """float32 [B], logit of "this is right"; 0 without a halting head."""
+        if not self.arch.halting_head:
+            return jnp.zeros(y.shape[1], jnp.float32)
+        return self.halting(params, y)[:, 0]
+
     def wants_to_halt(self, params, y: Array) -> Array:
         """bool [B]: q_halt > 0 (TRM), or q_halt > q_continue where that is trained as well (HRM)."""
         q_halt, q_continue = self.halting(params, y).T

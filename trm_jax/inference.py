@@ -1,0 +1,502 @@
+"""Test-time compute: how long and how often a trained step is applied to a puzzle, and which answer is kept.
+
+On the device, pure functions over a core, for every recursion:
+
+    unrolled     the same number of cycles for all, 20,000 of them if you like, in constant memory
+    advance      cycles for B slots, each of which stops by a rule of its own and stands still from there on
+
+On the host, `solve`: continuous batching. Work is a queue of jobs (puzzle, restart). A slot whose job has stopped takes
+the next one, so that the cost of many puzzles follows their mean number of cycles, not the largest. The device runs
+until enough slots have stopped or it is time to ask the verifier, never a cycle at a time; when the queue is empty, the
+jobs that are left move into smaller and smaller batches. A batch is a power of two, so that few programs are compiled.
+
+A job stops when its decoded answer has stood still for `settle` cycles, when the relative residual of its latents is
+under `tolerance`, when the verifier accepts its answer, or when its budget is spent; the verifier is asked between two
+calls of the device, so a job that it stops may have gone on for some cycles (see `Jobs.cycles` and `Jobs.since`).
+
+Restart 0 of a puzzle is the plain one. The others differ by noise in the latents they start from, by noise before each
+cycle (as PTRM does), or by a symmetry of the puzzle, undone in the answer. Restarts of a puzzle that has been verified
+are not begun, and stopped where they are at work. Noise and symmetries are functions of (seed, puzzle, restart) alone,
+not of the batch that a job happens to be in; the sums of a matrix product are not, in their last bits.
+
+A cycle is the model's test step: an outer cycle, or a supervision step of a network that was trained with those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from trm_jax import recursion
+from trm_jax.errors import UserError
+from trm_jax.puzzles import Symmetry
+from trm_jax.recursion import Latents, Watched
+
+Array = jax.Array
+
+BUDGET, SETTLED, CONVERGED, VERIFIED, CANCELLED = range(5)
+STOPS = ("budget", "settled", "converged", "verified", "cancelled")  # why a job stopped, by Jobs.stop
+CRITERIA = ("verified", "residual", "halting", "vote")
+FIRST_CYCLES, MOST_CYCLES = 4, 64  # of one call of the device: grows while nothing stops
+QUOTA = 16  # a call ends early when one in so many slots has stopped
+LONG = 512  # cycles that are left: with so many a half-empty batch is worth another compilation
+
+
+class InferenceError(UserError):
+    """Settings that cannot work; the message names them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How much to think, and when to stop. 0 switches a rule or a budget off."""
+
+    max_cycles: int = 256  # of one job
+    settle: int = 8  # stop when the answer has stood still for so many cycles
+    tolerance: float = 0.0  # stop when |new - old| / |new| of the latents is at most this
+    max_calls: int = 0  # core calls for one puzzle, all its restarts together
+    max_seconds: float = 0.0  # for all puzzles together, compiling included
+    restarts: int = 1  # jobs per puzzle, the plain one included
+    vary: Literal["start", "cycle", "symmetry"] = "symmetry"  # what tells them apart
+    sigma: float = 0.3  # standard deviation of the noise (vary: start, cycle)
+    choose: tuple[str, ...] = CRITERIA  # see `choose`
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        def need(ok: bool, name: str, rule: str):
+            if not ok:
+                raise InferenceError(f"{name} = {getattr(self, name)!r}: {rule}")
+        for name in ("max_cycles", "restarts", "batch_size"):
+            need(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("settle", "tolerance", "max_calls", "max_seconds", "sigma", "seed"):
+            need(getattr(self, name) >= 0, name, "must not be negative")
+        need(self.vary in ("start", "cycle", "symmetry"), "vary", "must be one of start, cycle, symmetry")
+        need(self.restarts == 1 or self.vary == "symmetry" or self.sigma > 0, "sigma",
+             "restarts that differ by noise need some of it")
+        need(len(self.choose) > 0 and set(self.choose) <= set(CRITERIA), "choose",
+             f"must be some of {', '.join(CRITERIA)}, the first one first")
+
+
+# On the device.
+
+
+class Slots(NamedTuple):
+    """B jobs at work."""
+
+    watched: Watched
+    x: Array  # [T, B, D] embedded puzzles
+    limit: Array  # int32 [B], cycles at most
+    key: Array  # keys [B]
+    sigma: Array  # float32 [B], of the noise before each cycle
+    running: Array  # bool [B]
+
+
+def unrolled(model, weights, inputs: Array, identifiers: Array, cycles: Array, L: int) -> Array:
+    """The answers [B, S] after `cycles` [] cycles, the same for all."""
+    x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
+    latents = model.initial_latents(weights.fixed, inputs.shape[0])
+    latents = recursion.unroll(model.core(weights.params), latents, x, cycles, L, model.test_step)
+    return model.answer(weights.params, latents.y)
+
+
+def disturbed(latents: Latents, keys: Array, sigma: Array) -> Latents:
+    """latents + sigma * N(0, 1). Each of the keys [B] draws for its own example alone; sigma is float32 [B]."""
+    leaves, tree = jax.tree.flatten(latents)
+
+    def draw(key, i, a):
+        noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), (a.shape[0], a.shape[2])), out_axes=1)
+        return a + (sigma[None, :, None] * noise(key)).astype(a.dtype)
+    return jax.tree.unflatten(tree, [draw(keys, i, a) for i, a in enumerate(leaves)])
+
+
+def advance(core, slots: Slots, cycles: Array, enough: Array, settle: Array, tolerance: Array, L: int,
+            decode: Callable[[Array], Array], cycle: recursion.Cycle, noisy: bool = False) -> Slots:
+    """Up to `cycles` [] more cycles for all that are running; fewer when no more than `enough` [] are.
+
+    Args:
+      settle, tolerance: [], as in `Settings`.
+      noisy: whether slots.sigma is looked at.
+    """
+    def go_on(state):
+        done, s = state
+        return (done < cycles) & (jnp.sum(s.running, dtype=jnp.int32) > enough)
+
+    def step(state):
+        done, s = state
+        start = s.watched
+        if noisy:
+            keys = jax.vmap(jax.random.fold_in)(s.key, start.done + 1)
+            start = start._replace(latents=disturbed(start.latents, keys, s.sigma))
+        new = recursion.unroll_watched(core, start, s.x, 1, L, decode, cycle)
+        new = Watched(recursion.select(s.running, new.latents, s.watched.latents, 1),
+                      *(recursion.select(s.running, a, b, 0) for a, b in zip(new[1:], s.watched[1:])))
+        stops = (new.done >= s.limit) | (settle > 0) & (new.unchanged >= settle) | (new.residual <= tolerance)
+        return done + 1, s._replace(watched=new, running=s.running & ~stops)
+    return lax.while_loop(go_on, step, (jnp.int32(0), slots))[1]
+
+
+class Seen(NamedTuple):
+    """What the host looks at after a call of the device."""
+
+    answer: Any  # uint8 [B, S]
+    unchanged: Any  # int32 [B]
+    done: Any  # int32 [B]
+    residual: Any  # float32 [B]
+    q_halt: Any  # float32 [B]; 0 without a halting head
+    running: Any  # bool [B]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "noisy"))
+def _begin(model, weights, inputs, identifiers, base, puzzle, restart, limit, sigma, noisy: str) -> Slots:
+    """Slots at the start of their jobs. puzzle, restart: int32 [B]; noisy: "", "start" or "cycle"."""
+    B = inputs.shape[0]
+    key = jax.vmap(lambda p, r: jax.random.fold_in(jax.random.fold_in(base, p), r))(puzzle, restart)
+    latents = model.initial_latents(weights.fixed, B)
+    if noisy == "start":
+        latents = disturbed(latents, key, sigma)
+    x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
+    watched = recursion.watch(latents, functools.partial(model.answer, weights.params))
+    return Slots(watched, x, limit, key, sigma, limit > 0)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _refill(slots: Slots, fresh: Slots, where: Array) -> Slots:
+    axes = Slots(Watched(jax.tree.map(lambda _: 1, slots.watched.latents), 0, 0, 0, 0), 1, 0, 0, 0, 0)
+    return jax.tree.map(lambda axis, a, b: jax.tree.map(
+        lambda a, b: jnp.where(jnp.expand_dims(where, [i for i in range(a.ndim) if i != axis]), a, b), a, b),
+        axes, fresh, slots)
+
+
+@jax.jit
+def _gather(slots: Slots, rows: Array) -> Slots:
+    """The slots `rows` [b], in a batch of their own."""
+    def at(axis):
+        return lambda a: jnp.take(a, rows, axis=axis)
+    w = slots.watched
+    return Slots(Watched(jax.tree.map(at(1), w.latents), *map(at(0), w[1:])), at(1)(slots.x), *map(at(0), slots[2:]))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "L", "noisy"), donate_argnames="slots")
+def _advance(model, weights, slots: Slots, alive, cycles, enough, settle, tolerance, L: int,
+             noisy: bool) -> tuple[Slots, Seen]:
+    slots = advance(model.core(weights.params), slots._replace(running=slots.running & alive), cycles, enough, settle,
+                    tolerance, L, functools.partial(model.answer, weights.params), model.test_step, noisy)
+    w = slots.watched
+    return slots, Seen(w.answer, w.unchanged, w.done, w.residual, model.q_halt(weights.params, w.latents.y),
+                       slots.running)
+
+
+# On the host.
+
+
+class Jobs(NamedTuple):
+    """J jobs that were begun, in the order in which they stopped; or the chosen one of each puzzle."""
+
+    puzzle: np.ndarray  # int [J]
+    restart: np.ndarray  # int [J]
+    tokens: np.ndarray  # uint8 [J, S], as an answer to the puzzle itself
+    verified: np.ndarray  # bool [J]; False without a verifier
+    stop: np.ndarray  # int [J] into STOPS
+    cycles: np.ndarray  # int [J], cycles done
+    since: np.ndarray  # int [J], the cycle that brought this answer
+    residual: np.ndarray  # float [J], of the last cycle
+    q_halt: np.ndarray  # float [J], logit; 0 without a halting head
+
+    def take(self, rows) -> Jobs:
+        return Jobs(*(array[rows] for array in self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What n puzzles came to. `answers` has a row for each in its order; begun[i] is False where time was up before."""
+
+    answers: Jobs
+    begun: np.ndarray  # bool [n]
+    jobs: Jobs
+    cycles: int  # done by jobs
+    slot_cycles: int  # computed: those, and those of slots that stood idle
+    core_calls: int  # computed: slot_cycles, each of so many calls of the network
+    seconds: float
+
+
+class _Queue:
+    """Jobs to be begun, plain ones first, then restart by restart; knows what each puzzle may still spend."""
+
+    def __init__(self, n: int, settings: Settings, calls_per_cycle: int):
+        self._jobs = deque((p, r) for r in range(settings.restarts) for p in range(n))
+        self._waiting: list[tuple[int, int]] = []
+        self._most = settings.max_cycles
+        self._left = np.full(n, settings.max_calls // calls_per_cycle if settings.max_calls else np.iinfo(np.int64).max)
+        self._busy = np.zeros(n, int)  # jobs at work
+        self._to_do = np.full(n, settings.restarts)  # jobs that have not stopped, nor will never be begun
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def next(self) -> tuple[int, int, int] | None:
+        """(puzzle, restart, cycles it may do), or None."""
+        while self._jobs:
+            puzzle, restart = self._jobs.popleft()
+            if not self._to_do[puzzle]:
+                continue
+            limit = int(min(self._most, self._left[puzzle]))
+            if limit < 1:
+                if self._busy[puzzle]:  # a job at work may leave something of what is set aside for it
+                    self._waiting.append((puzzle, restart))
+                else:
+                    self._to_do[puzzle] -= 1
+                continue
+            self._left[puzzle] -= limit
+            self._busy[puzzle] += 1
+            return puzzle, restart, limit
+        return None
+
+    def give_back(self, puzzle: int, unspent: int) -> None:
+        """A job of this puzzle has stopped."""
+        self._left[puzzle] += unspent
+        self._busy[puzzle] -= 1
+        self._to_do[puzzle] = max(0, self._to_do[puzzle] - 1)
+        if self._waiting:
+            self._jobs.extendleft(job for job in self._waiting if job[0] == puzzle)
+            self._waiting = [job for job in self._waiting if job[0] != puzzle]
+
+    def drop(self, puzzle: int) -> None:
+        """Begins nothing more for this puzzle."""
+        self._to_do[puzzle] = 0
+
+    def done(self) -> int:
+        """Puzzles for which nothing is left to do."""
+        return int((self._to_do == 0).sum())
+
+
+def solve(model, weights, inputs: np.ndarray, L: int, settings: Settings = Settings(), *,
+          verify: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+          draw_symmetry: Callable[[np.random.Generator, int], Symmetry] | None = None,
+          identifiers: np.ndarray | None = None,
+          report: Callable[[int, int], None] | None = None) -> Results:
+    """Answers n puzzles, on one device.
+
+    Args:
+      model, weights: a models.network.Model and state.Weights.
+      inputs: tokens [n, S].
+      L: inner cycles.
+      verify: (inputs [k, S], answers [k, S]) -> bool [k]. None: nothing is verified.
+      draw_symmetry: (rng, count) -> Symmetry, as domains have it; needed for restarts that differ by symmetries.
+      identifiers: int [n], rows of the puzzle table; None: row 0.
+      report: takes (puzzles done, n) now and then.
+    """
+    return _Run(model, weights, np.asarray(inputs, np.uint8), L, settings, verify, draw_symmetry, identifiers)(report)
+
+
+class _Run:
+    """One call of `solve`. Slot b works on job held[b] = (puzzle, restart), (-1, -1) where it is free."""
+
+    def __init__(self, model, weights, inputs, L, settings, verify, draw_symmetry, identifiers):
+        if settings.restarts > 1 and settings.vary == "symmetry" and draw_symmetry is None:
+            raise InferenceError("vary = 'symmetry': this puzzle has no symmetries to draw; vary start or cycle")
+        self._model, self._weights, self._L, self._settings = model, weights, L, settings
+        self._verify, self._draw, self._inputs = verify, draw_symmetry, inputs
+        self._identifiers = np.zeros(len(inputs), np.int32) if identifiers is None else np.asarray(identifiers, np.int32)
+        self._calls = model.test_cycles * (L + 1)
+        self._queue = _Queue(len(inputs), settings, self._calls)
+        self._noisy = settings.vary if settings.restarts > 1 and settings.vary != "symmetry" else ""
+        self._base = jax.random.key(settings.seed)
+        self._finished: list[Jobs] = []
+        self._solved = np.zeros(len(inputs), bool)
+        self._cycles = self._slot_cycles = 0
+
+    def __call__(self, report) -> Results:
+        s, begun = self._settings, time.perf_counter()
+        n = len(self._inputs)
+        self._resize(min(bucket(n * s.restarts), bucket(s.batch_size)))
+        slots, cycles = None, FIRST_CYCLES
+        while True:
+            slots, refilled = self._fill(slots)
+            if not self._alive.any():
+                break
+            if (smaller := self._smaller_batch()) is not None:
+                slots = self._shrink(slots, smaller)
+            running = int(self._alive.sum())
+            cycles = FIRST_CYCLES if refilled else min(2 * cycles, MOST_CYCLES)
+            quota = -(-len(self._alive) // QUOTA) if len(self._queue) else running
+            slots, seen = _advance(self._model, self._weights, slots, self._alive, np.int32(cycles),
+                                   np.int32(max(0, running - quota)), np.int32(s.settle), np.float32(s.tolerance),
+                                   self._L, self._noisy == "cycle")
+            seen = Seen(*map(np.asarray, jax.device_get(seen)))
+            self._count(seen)
+            late = bool(s.max_seconds) and time.perf_counter() - begun >= s.max_seconds
+            self._collect(seen, late)
+            if report is not None:
+                report(self._queue.done(), n)
+            if late:
+                break
+        return self._results(time.perf_counter() - begun)
+
+    # Slots.
+
+    def _resize(self, B: int) -> None:
+        self._held = np.full((B, 2), -1)
+        self._limit = np.zeros(B, np.int32)
+        self._alive = np.zeros(B, bool)
+        self._asked = np.ones((B, self._inputs.shape[1]), np.uint8)  # the puzzle as its job sees it
+        self._undo: list[Symmetry | None] = [None] * B
+        self._done = np.zeros(B, np.int64)  # cycles at the last look
+        self._checked = np.zeros(B, np.int64)  # cycles when the verifier was last asked
+
+    def _fill(self, slots: Slots | None) -> tuple[Slots, bool]:
+        """Gives free slots their next jobs; whether there were any."""
+        fresh = np.zeros(len(self._alive), bool)
+        for b in np.flatnonzero(~self._alive):
+            job = self._queue.next()
+            if job is None:
+                break
+            puzzle, restart, limit = job
+            self._held[b], self._limit[b], fresh[b] = (puzzle, restart), limit, True
+            self._asked[b], self._undo[b] = self._seen_by(puzzle, restart)
+            self._done[b] = self._checked[b] = 0
+        if not fresh.any():
+            return slots, False
+        self._alive |= fresh
+        held = np.maximum(self._held, 0)
+        sigma = np.where(held[:, 1] > 0, self._settings.sigma, 0).astype(np.float32)
+        made = _begin(self._model, self._weights, self._asked, self._identifiers[held[:, 0]], self._base,
+                      held[:, 0].astype(np.int32), held[:, 1].astype(np.int32), self._limit, sigma, self._noisy)
+        return (made if slots is None else _refill(slots, made, fresh)), True
+
+    def _seen_by(self, puzzle: int, restart: int) -> tuple[np.ndarray, Symmetry | None]:
+        """The puzzle [S] that a job works on, and what maps its answer back."""
+        tokens = self._inputs[puzzle]
+        if not restart or self._settings.vary != "symmetry":
+            return tokens, None
+        symmetry = self._draw(np.random.default_rng([self._settings.seed, puzzle, restart]), 1)
+        return symmetry.apply(tokens[None])[0], symmetry.inverse()
+
+    def _smaller_batch(self) -> int | None:
+        """The size of the batch to move to, if that is worth it: never while there is work for free slots."""
+        B, running = len(self._alive), int(self._alive.sum())
+        small = bucket(running)
+        if len(self._queue) or small == B:
+            return None
+        left = int((self._limit - self._done)[self._alive].max())
+        return small if 4 * small <= B or left >= LONG else None
+
+    def _shrink(self, slots: Slots, size: int) -> Slots:
+        rows = np.concatenate([np.flatnonzero(self._alive), np.flatnonzero(~self._alive)])[:size]
+        slots = _gather(slots, rows.astype(np.int32))
+        for name in ("_held", "_limit", "_alive", "_asked", "_done", "_checked"):
+            setattr(self, name, getattr(self, name)[rows])
+        self._undo = [self._undo[b] for b in rows]
+        return slots
+
+    # Jobs.
+
+    def _count(self, seen: Seen) -> None:
+        moved = np.where(self._alive, seen.done - self._done, 0)
+        self._cycles += int(moved.sum())
+        self._slot_cycles += int(moved.max(initial=0)) * len(self._alive)
+        self._done = np.where(self._alive, seen.done, self._done)
+
+    def _collect(self, seen: Seen, late: bool) -> None:
+        """Takes the answers of jobs that have stopped, or must."""
+        s = self._settings
+        since = seen.done - seen.unchanged
+        verified = self._ask(seen, since)
+        held = self._held[:, 0]
+        self._solved[held[verified]] = True
+        cancelled = self._alive & ~verified & self._solved[np.maximum(held, 0)]
+        over = self._alive & (~seen.running | verified | cancelled | late)
+        rows = np.flatnonzero(over)
+        if not len(rows):
+            return
+        stop = np.select([verified, cancelled, (s.settle > 0) & (seen.unchanged >= s.settle) & ~seen.running,
+                          (seen.residual <= s.tolerance) & ~seen.running],
+                         [VERIFIED, CANCELLED, SETTLED, CONVERGED], BUDGET)
+        tokens = np.stack([seen.answer[b] if self._undo[b] is None else self._undo[b].apply(seen.answer[b][None])[0]
+                           for b in rows])
+        self._finished.append(Jobs(held[rows], self._held[rows, 1], tokens, verified[rows], stop[rows],
+                                   seen.done[rows], since[rows], seen.residual[rows], seen.q_halt[rows]))
+        for b in rows:
+            self._queue.give_back(held[b], int(self._limit[b] - seen.done[b]))
+        for puzzle in held[verified]:
+            self._queue.drop(puzzle)
+        self._alive &= ~over
+        self._held[rows] = -1
+
+    def _ask(self, seen: Seen, since: np.ndarray) -> np.ndarray:
+        """Which of the answers the verifier accepts, [B]; it is asked about those that are new since it was last."""
+        verified = np.zeros(len(self._alive), bool)
+        if self._verify is None:
+            return verified
+        new = np.flatnonzero(self._alive & (since > self._checked))
+        if len(new):
+            verified[new] = self._verify(self._asked[new], seen.answer[new])
+        self._checked = np.where(self._alive, seen.done, self._checked)
+        return verified
+
+    def _results(self, seconds: float) -> Results:
+        n, S = self._inputs.shape
+        empty = Jobs(*np.zeros((2, 0), int), np.zeros((0, S), np.uint8), np.zeros(0, bool), *np.zeros((3, 0), int),
+                     *np.zeros((2, 0), np.float32))
+        jobs = Jobs(*map(np.concatenate, zip(empty, *self._finished)))
+        chosen = choose(jobs, n, self._settings.choose)
+        begun = chosen >= 0
+        nothing = Jobs(np.arange(n), np.zeros(n, int), np.zeros((n, S), np.uint8), np.zeros(n, bool),
+                       np.full(n, BUDGET), *np.zeros((2, n), int), np.full(n, np.inf), np.zeros(n))
+        answers = Jobs(*(np.where(begun.reshape(-1, *[1] * (a.ndim - 1)), a[chosen] if len(a) else b, b).astype(a.dtype)
+                         for a, b in zip(jobs, nothing)))
+        return Results(answers, begun, jobs, self._cycles, self._slot_cycles, self._slot_cycles * self._calls, seconds)
+
+
+def bucket(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def choose(jobs: Jobs, n: int, by: tuple[str, ...] = CRITERIA) -> np.ndarray:
+    """int [n], the job whose answer each puzzle gets; -1 where none was begun.
+
+    Criteria in their order, each where those before do not tell: verified; the smaller power of ten of the residual
+    (its digits are noise, and would leave nothing to those that follow); the higher halting logit; the answer that most
+    jobs of the puzzle came to. Then the first restart. A cancelled job is taken only if there is no other.
+    """
+    keys = [jobs.restart]
+    for name in reversed(by):
+        if name == "verified":
+            keys.append(~jobs.verified)
+        elif name == "residual":
+            with np.errstate(divide="ignore"):
+                keys.append(np.floor(np.log10(jobs.residual.astype(np.float64))))
+        elif name == "halting":
+            keys.append(-jobs.q_halt)
+        else:
+            keys.append(-votes(jobs))
+    order = np.lexsort((*keys, jobs.stop == CANCELLED, jobs.puzzle))
+    puzzles, first = np.unique(jobs.puzzle[order], return_index=True)
+    chosen = np.full(n, -1)
+    chosen[puzzles] = order[first]
+    return chosen
+
+
+def votes(jobs: Jobs) -> np.ndarray:
+    """int [J], how many jobs of the same puzzle came to the same answer; those that were cancelled have no vote."""
+    ballots: dict[tuple[int, bytes], int] = {}
+    keys = [(int(p), t.tobytes()) for p, t in zip(jobs.puzzle, jobs.tokens)]
+    for key, stop in zip(keys, jobs.stop):
+        ballots[key] = ballots.get(key, 0) + (stop != CANCELLED)
+    return np.array([ballots[key] for key in keys], int)
+
+
+def flops(model, results: Results, L: int) -> float:
+    """Floating-point operations (matrix products) that were computed, per puzzle."""
+    per_cycle = model.test_cycles * model.calls_flops(L + 1) + model.head_flops()
+    return results.slot_cycles * per_cycle / max(1, len(results.begun))
