@@ -112,13 +112,15 @@ def test_scores_of_unlabelled_examples_and_empty_sets():
     answers, inputs = np.array([[2, 3], [2, 3], [3, 3]]), np.ones((3, 2), int)
 
     class Domain:
+        verified_as = "verified"
+
         @staticmethod
         def verify(inputs, answers):
             return Verdict(*np.ones((3, 3), bool))
-    figures = evaluate.score(Domain, inputs, labels, answers, np.array([True, True, False]))
+    figures = evaluate.score(evaluate.mark(Domain, inputs, labels, answers), np.array([True, True, False]))
     assert (figures["n"], figures["exact_accuracy"], figures["cell_accuracy"]) == (2, 0.5, 0.5)
     assert (figures["settled"], figures["settled_among_right"], figures["settled_among_wrong"]) == (0.5, 1, 0)
-    nothing = evaluate.score(Domain, inputs, np.full((3, 2), -100), answers, np.ones(3, bool))
+    nothing = evaluate.score(evaluate.mark(Domain, inputs, np.full((3, 2), -100), answers), np.ones(3, bool))
     assert nothing["n"] == 0 and nothing["exact_accuracy"] is nothing["cell_accuracy"] is nothing["settled"] is None
 
 

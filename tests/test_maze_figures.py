@@ -34,7 +34,8 @@ def test_score_tells_exact_from_shortest():
     many = MAZE.generate(40, seed=0)
     other = MAZE.shortest_paths(many.inputs, np.random.default_rng(0))
     other[:4] = many.inputs[:4]  # no path at all
-    figures = evaluate.score(MAZE, many.inputs.astype(np.int32), many.labels.astype(np.int32), other, np.ones(40, bool))
+    marks = evaluate.mark(MAZE, many.inputs.astype(np.int32), many.labels.astype(np.int32), other)
+    figures = evaluate.score(marks, np.ones(40, bool))
     exact = (other == many.labels).all(axis=1).mean()
     assert figures["exact_accuracy"] == exact < figures["verified"] == 0.9
     assert figures["verdict"] == {"kept": 1.0, "path": 0.9, "shortest": 0.9}

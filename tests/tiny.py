@@ -1,12 +1,13 @@
 """For tests: a dataset of 4x4 Sudokus and an experiment on it that trains in seconds."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
 
 from trm_jax import config, puzzles
-from trm_jax.data import sources, store
+from trm_jax.data import arc, sources, store
 
 SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
 
@@ -26,6 +27,16 @@ def dataset(folder, train: int = 64, test: int = 13, domain=SUDOKU4):
     splits = [sources.to_split(part, domain) for part in sources.generate(domain, train, test, **how)]
     provenance = {"puzzle": {"name": domain.name, **dataclasses.asdict(domain)}}
     store.write(folder, dict(zip(("train", "test"), splits)), [store.BLANK], provenance)
+    return folder
+
+
+ARC_JSON = pathlib.Path(__file__).parent / "arc"  # six small tasks of ARC-AGI-1 and ConceptARC
+
+
+def arc_dataset(folder, num_aug: int = 3, test_subset: str = "evaluation"):
+    """Writes the published build of `ARC_JSON`; returns its path."""
+    tasks, _ = arc.read_subsets(ARC_JSON, ["training", "evaluation", "concept"], test_subset)
+    arc.build(folder, tasks, test_subset, num_aug=num_aug, seed=0, provenance={"puzzle": {"name": "arc"}})
     return folder
 
 

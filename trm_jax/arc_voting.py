@@ -13,14 +13,18 @@ Memory: at most one grid (900 bytes and what Python adds) per prediction; less t
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from trm_jax.data import arc as arc_data
+from trm_jax.data import store
 from trm_jax.errors import UserError
 from trm_jax.puzzles import arc
 
@@ -164,6 +168,28 @@ class Votes:
         new.write_text(json.dumps(self.submission()), encoding="utf-8")
         os.replace(new, path)
         return path
+
+
+def ballot_of(folder: str | os.PathLike, test: store.Split) -> Callable[[], Votes]:
+    """What makes the empty `Votes` of a dataset folder; its names and test puzzles are read and checked once, here."""
+    folder = pathlib.Path(folder)
+    names, puzzles = store.load_identifiers(folder), arc_data.load_test_puzzles(folder)
+    if len(names) != test.metadata.num_puzzle_identifiers:
+        raise VotingError(f"{folder / 'identifiers.json'} has {len(names)} names, but num_puzzle_identifiers in "
+                          f"dataset.json is {test.metadata.num_puzzle_identifiers}")
+    try:
+        Votes(names, puzzles).score()
+    except VotingError as error:
+        raise VotingError(f"{folder / 'test_puzzles.json'}: {error}") from None
+    for number in test.puzzle_identifiers.tolist():
+        try:
+            task, _ = arc.parse_name(names[number])
+        except arc.PuzzleError as error:
+            raise VotingError(f"{folder / 'identifiers.json'}: number {number}: {error}") from None
+        if task not in puzzles:
+            raise VotingError(f"{folder / 'test'} has puzzles of identifier {number}, {names[number]!r}, but "
+                              f"test_puzzles.json has no task {task}")
+    return functools.partial(Votes, names, puzzles)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -86,10 +86,10 @@ class Deepen:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    puzzle: Literal["sudoku", "maze"] = "sudoku"  # the domain: codec, verifier, augmentation
+    puzzle: Literal["sudoku", "maze", "arc"] = "sudoku"  # the domain: codec, verifier, augmentation
     path: str = "data/sudoku"  # dataset folder, as `python -m trm_jax.data` writes it
     make: str = ""  # the command that makes the folder, shown when it is missing
-    augment: bool = False  # a fresh symmetry of every training puzzle each time it is drawn
+    augment: bool = False  # a fresh symmetry of every training puzzle each time it is drawn; ARC's are in the folder
     # fixed: the labels of the dataset. random_path: of every training maze a shortest path, drawn uniformly each time
     # it is drawn; exact match then means little, and the best checkpoint is the one with most shortest paths.
     labels: Literal["fixed", "random_path"] = "fixed"
@@ -343,6 +343,9 @@ def _impossible(e: Experiment) -> list[str]:
     for name in ("beta1", "beta2", "ema_rate"):
         need(0 <= getattr(e, name) < 1, name, "must be at least 0 and under 1")
     need(e.data.labels == "fixed" or e.data.puzzle == "maze", "data.labels", "is for data.puzzle = 'maze'")
+    need(not e.data.augment or e.data.puzzle != "arc", "data.augment",
+         "must be False for data.puzzle = 'arc': its symmetries are puzzles of the dataset folder, with identifiers of "
+         "their own; python -m trm_jax.data arc --num_aug says how many")
     need(e.arch.expansion > 0, "arch.expansion", "must be positive")
     need(e.arch.rms_norm_eps > 0, "arch.rms_norm_eps", "must be positive")
     if not e.arch.mlp_t:

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from trm_jax import checkpoints, config, distributed, losses, metrics, recursion
+from trm_jax import arc_voting, checkpoints, config, distributed, losses, metrics, recursion
 from trm_jax.data import pipeline
 from trm_jax.distributed import AXIS
 from trm_jax.models.network import Model
@@ -25,6 +25,7 @@ from trm_jax.state import Data, System, Weights, total_steps
 
 Array = jax.Array
 BEST = "exact_accuracy"  # at the last of H_test and L_test: what "the best checkpoint" means
+PASS = tuple(f"pass@{k}" for k in arc_voting.PASS_AT)  # ARC's
 REPORT_SECONDS = 10.0  # between progress lines
 
 
@@ -34,6 +35,7 @@ class Answers(NamedTuple):
     tokens: Array  # uint8 [K, B, S]
     unchanged: Array  # int32 [K, B], test steps since the answer last changed
     done: Array  # int32 [K, B], test steps done: all, unless slots stop when they have halted
+    halting_logit: Array | None  # float32 [K, B], q_halt; None without a halting head
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh", "L", "stop_halted"))
@@ -51,7 +53,8 @@ def answers_at(model: Model, mesh: Mesh, weights: Weights, inputs: Array, identi
 
         def advance(watched, cycles):
             watched = recursion.unroll_watched(core, watched, x, cycles, L, decode, model.test_step, halts)
-            return watched, Answers(watched.answer, watched.unchanged, watched.done)
+            q_halt = model.halting(weights.params, watched.latents.y)[:, 0] if model.arch.halting_head else None
+            return watched, Answers(watched.answer, watched.unchanged, watched.done, q_halt)
 
         start = recursion.watch(model.initial_latents(weights.fixed, inputs.shape[0]), decode)
         steps = jnp.diff(depths, prepend=jnp.zeros(1, depths.dtype))
@@ -62,7 +65,12 @@ def answers_at(model: Model, mesh: Mesh, weights: Weights, inputs: Array, identi
 
 
 class Evaluator:
-    """Evaluates weights on the test set; compiles once per L."""
+    """Evaluates weights on the test set; compiles once per L.
+
+    Of ARC's answers the last evaluation's `votes` are kept, those of its last figure: what a submission is made of.
+    """
+
+    votes: arc_voting.Votes | None = None
 
     def __init__(self, system: System, data: Data, mesh: Mesh):
         self._system, self._data, self._mesh = system, data, mesh
@@ -74,6 +82,9 @@ class Evaluator:
         devices = mesh.devices.size
         self._batch_size = -(-min(e.batch_size, len(self._rows)) // devices) * devices
         distributed.check_batch(self._batch_size, mesh)
+        self._ballot = None  # makes empty votes
+        if data.domain.name == "arc":
+            self._ballot = arc_voting.ballot_of(system.experiment.data.path, data.test)
 
     def __call__(self, weights: Weights, step: int, L: int, note: Callable[[str], None]) -> dict[str, Any]:
         """The result, as `save` writes it.
@@ -84,6 +95,7 @@ class Evaluator:
         """
         system, e = self._system, self._system.experiment.eval
         begun = time.perf_counter()
+        self.votes = None
         figures = [figure for L_test in e.L_test or (L,) for figure in self._unroll(weights, L_test, note)]
         n, of = len(self._rows), self._data.test.num_examples
         return {
@@ -110,7 +122,8 @@ class Evaluator:
         depths = np.asarray(e.H_test, np.int32)
         per_process = self._batch_size // jax.process_count()
         local = slice(jax.process_index() * per_process, (jax.process_index() + 1) * per_process)
-        inputs, labels, parts = [], [], []
+        votes = [self._ballot() for _ in depths] if self._ballot else []
+        kept: list[list[tuple[Marks, Answers]]] = [[] for _ in depths]
         done, reported = 0, time.perf_counter()
         for batch in pipeline.test_batches(data.test, self._batch_size, rows=self._rows):
             placed = distributed.put_batch(
@@ -118,25 +131,30 @@ class Evaluator:
             answers = answers_at(self._system.model, self._mesh, weights, placed["inputs"],
                                  placed["puzzle_identifiers"],
                                  jax.device_put(depths, distributed.replicated(self._mesh)), L, e.stop_halted)
-            answers = Answers(*map(distributed.gather_to_host, answers))
-            valid = batch["valid"]
-            inputs.append(batch["inputs"][valid])
-            labels.append(batch["labels"][valid])
-            parts.append(Answers(*(array[:, valid] for array in answers)))
+            answers = jax.tree.map(distributed.gather_to_host, answers)
+            valid = batch.pop("valid")
+            batch = {name: array[valid] for name, array in batch.items()}
+            for k in range(len(depths)):
+                at = jax.tree.map(lambda array, k=k, valid=valid: array[k, valid], answers)
+                marks = mark(data.domain, batch["inputs"], batch["labels"], at.tokens)
+                kept[k].append((marks, at._replace(tokens=None)))  # of 400,000 ARC inputs the tokens would be too many
+                if votes:
+                    halts = np.zeros(len(at.tokens)) if at.halting_logit is None else at.halting_logit
+                    votes[k].add(batch["puzzle_identifiers"], batch["inputs"], at.tokens, halts)
             done += int(valid.sum())
             if time.perf_counter() - reported > REPORT_SECONDS and done < len(self._rows):
                 reported = time.perf_counter()
                 note(f"evaluating to H {depths[-1]}, L {L}: {done:,} of {len(self._rows):,} puzzles")
-        inputs, labels = np.concatenate(inputs), np.concatenate(labels)
-        answers = Answers(*(np.concatenate(arrays, 1) for arrays in zip(*parts)))
         sources = data.test.sources[self._rows] if data.test.sources is not None else None
-        return [
-            {"H_test": int(H), "L_test": L,
-             "flops_per_example": self._system.test_flops_per_example(int(H), L),
-             **score(data.domain, inputs, labels, answer, still >= e.settled_cycles, sources, data.test.source_names),
-             **({"mean_steps": float(steps.mean())} if e.stop_halted else {})}
-            for H, answer, still, steps in zip(depths, *answers)
-        ]
+
+        def figure(k: int, H: int) -> dict[str, Any]:
+            marks, at = jax.tree.map(lambda *parts: np.concatenate(parts), *kept[k])
+            return {"H_test": H, "L_test": L, "flops_per_example": self._system.test_flops_per_example(H, L),
+                    **score(marks, at.unchanged >= e.settled_cycles, sources, data.test.source_names),
+                    **({"mean_steps": float(at.done.mean())} if e.stop_halted else {}),
+                    **(votes[k].score() if votes else {})}
+        self.votes = votes[-1] if votes else None
+        return [figure(k, int(H)) for k, H in enumerate(depths)]
 
 
 def unit(arch: config.Arch) -> str:
@@ -146,33 +164,53 @@ def unit(arch: config.Arch) -> str:
     return f"supervision steps of {arch.H_cycles} outer cycle{'s' * (arch.H_cycles > 1)} each"
 
 
-def score(domain, inputs, labels, answers, settled, sources=None, source_names=()) -> dict[str, Any]:
-    """Figures of n answers. inputs, labels, answers [n, S]; settled bool [n]; sources [n] into source_names.
+class Marks(NamedTuple):
+    """What figures are made of: of n answers, [n] each."""
 
-    Shares of an empty set are None. Unlabelled cells do not count; examples without any label are left out.
-    """
+    valid: np.ndarray  # bool, has a label
+    right: np.ndarray  # bool, on every labelled cell, and has one
+    cell: np.ndarray  # share of the labelled cells
+    solved: np.ndarray | None  # bool, says the verifier; None where the domain has no rules
+    verdict: dict[str, np.ndarray]  # its reasons, bool each
+
+
+def mark(domain, inputs, labels, answers) -> Marks:
+    """inputs, labels, answers [n, S]. Unlabelled cells do not count."""
     labelled = labels != losses.IGNORE
     valid = labelled.any(1)
-    hit = ((answers == labels) & labelled).sum(1)
-    right = valid & (hit == labelled.sum(1))
+    hit, of = ((answers == labels) & labelled).sum(1), labelled.sum(1)
+    verdict = domain.verify(inputs, answers) if domain.verified_as else None
+    return Marks(valid, valid & (hit == of), hit / np.maximum(of, 1), verdict and verdict.solved,
+                 verdict._asdict() if verdict else {})
+
+
+def score(marks: Marks, settled, sources=None, source_names=()) -> dict[str, Any]:
+    """Figures of n answers. settled bool [n]; sources [n] into source_names.
+
+    Shares of an empty set are None, and so is the verified share without a verifier. Examples without any label are
+    left out.
+    """
+    valid, right = marks.valid, marks.right
     wrong = valid & ~right
-    verdict = domain.verify(inputs, answers)
+
+    def verified(among):
+        return None if marks.solved is None else share(marks.solved, among)
     out = {
         "n": int(valid.sum()),
         "exact_accuracy": share(right, valid),
-        "cell_accuracy": float((hit[valid] / labelled[valid].sum(1)).mean()) if valid.any() else None,
+        "cell_accuracy": float(marks.cell[valid].mean()) if valid.any() else None,
         "settled": share(settled, valid),
         "settled_among_right": share(settled, right),
         "settled_among_wrong": share(settled, wrong),
-        "verified": share(verdict.solved, valid),
+        "verified": verified(valid),
         "counts": {"right": int(right.sum()), "wrong": int(wrong.sum()),
                    "settled_right": int((settled & right).sum()), "settled_wrong": int((settled & wrong).sum())},
-        "verdict": {name: share(ok, valid) for name, ok in verdict._asdict().items()},
+        "verdict": {name: share(ok, valid) for name, ok in marks.verdict.items()},
     }
     if sources is not None:
         out["by_source"] = {
             name: {"n": int((here := valid & (sources == i)).sum()), "exact_accuracy": share(right, here),
-                   "settled": share(settled, here), "verified": share(verdict.solved, here)}
+                   "settled": share(settled, here), "verified": verified(here)}
             for i, name in enumerate(source_names)}
     return out
 
@@ -183,7 +221,10 @@ def share(of: np.ndarray, among: np.ndarray) -> float | None:
 
 
 def best_metric(experiment: config.Experiment) -> str:
-    """The figure by which checkpoints are ranked: BEST, but for labels that only one answer in many can match."""
+    """The figure by which checkpoints are ranked: BEST, but for labels that only one answer in many can match, and ARC's
+    score."""
+    if experiment.data.puzzle == "arc":
+        return "pass@2"
     return BEST if experiment.data.labels == "fixed" else "verified"
 
 
@@ -194,19 +235,24 @@ def best(result: dict[str, Any], metric: str = BEST) -> float:
 def scalars(result: dict[str, Any]) -> dict[str, float]:
     """The main figures, named for a chart: eval/exact_accuracy/H16_L4."""
     return {f"eval/{name}/H{f['H_test']}_L{f['L_test']}": f[name]
-            for f in result["figures"] for name in ("exact_accuracy", "cell_accuracy", "settled", "verified")
-            if f[name] is not None}
+            for f in result["figures"] for name in ("exact_accuracy", "cell_accuracy", "settled", "verified", *PASS)
+            if f.get(name) is not None}
 
 
-def save(result: dict[str, Any], workdir: str | os.PathLike, of: str = "") -> pathlib.Path:
-    """Writes workdir/eval/step_N.json (process 0).
+def save(result: dict[str, Any], workdir: str | os.PathLike, of: str = "",
+         votes: arc_voting.Votes | None = None) -> pathlib.Path:
+    """Writes workdir/eval/step_N.json (process 0), and of votes the submission, step_N/submission.json beside it.
 
     Args:
       of: makes it step_N.OF.json, so that what the run itself found is not replaced.
+      votes: of the result's last figure.
     """
     path = pathlib.Path(workdir) / "eval" / f"step_{result['step']}{of and '.' + of}.json"
     if distributed.is_primary():
         path.parent.mkdir(parents=True, exist_ok=True)
+        if votes:
+            file = votes.write_submission(path.with_suffix("") / "submission.json")
+            result = result | {"submission": str(file.relative_to(path.parent))}
         metrics.write_json(path, result)
     return path
 
@@ -220,7 +266,7 @@ def table(result: dict[str, Any]) -> str:
     """The result for a terminal."""
     k = result["settled_cycles"]
     verified = result["verified_as"]
-    width = len(verified) + 2
+    width = len(verified) + 2 if verified else 0  # of its column
     lines = [
         f"{result['examples']:,} test puzzles ({result['sample']}) of {result['dataset']}, {result['parameters']} "
         f"parameters, step {result['step']:,}, {result['seconds']:.0f} s on {result['device']}",
@@ -228,18 +274,33 @@ def table(result: dict[str, Any]) -> str:
         f"  H_test  L_test   exact    cell{verified:>{width}}  settled  settled of right  settled of wrong",
     ]
     for f in result["figures"]:
-        cells = [percent(f[name]) for name in ("exact_accuracy", "cell_accuracy", "verified", "settled",
-                                               "settled_among_right", "settled_among_wrong")]
+        cells = [percent(f[name]) if name != "verified" or verified else "" for name in (
+            "exact_accuracy", "cell_accuracy", "verified", "settled", "settled_among_right", "settled_among_wrong")]
         lines.append("{:>8}{:>8}{:>8}{:>8}{:>{w}}{:>9}{:>18}{:>18}".format(f["H_test"], f["L_test"], *cells, w=width))
     if "mean_steps" in result["figures"][-1]:
         lines.append("  a puzzle stops when it has halted; mean steps: " + ", ".join(
             f"{f['mean_steps']:.2f} (H_test {f['H_test']})" for f in result["figures"]))
+    if PASS[0] in result["figures"][-1]:
+        lines += voted(result["figures"])
     sources = result["figures"][-1].get("by_source", {})
     if len(sources) > 1:
-        lines.append(f"  exact, {verified} by source at H_test {result['figures'][-1]['H_test']}: " + ", ".join(
-            f"{name} {percent(s['exact_accuracy'])}, {percent(s['verified'])} (n {s['n']:,})"
-            for name, s in sources.items()))
+        names = ("exact_accuracy", "verified") if verified else ("exact_accuracy",)
+        lines.append(f"  exact{verified and ', ' + verified} by source at H_test {result['figures'][-1]['H_test']}: "
+                     + ", ".join(f"{name} {', '.join(percent(s[which]) for which in names)} (n {s['n']:,})"
+                                 for name, s in sources.items()))
     return "\n".join(lines)
+
+
+def voted(figures: list[dict[str, Any]]) -> list[str]:
+    """Lines of ARC's score."""
+    last = figures[-1]
+    pooled = last["pooled_evaluations"]
+    lines = [f"votes: {last['predictions']:,} on {last['test_inputs']:,} test inputs of {last['tasks']:,} tasks, "
+             f"{last['unanswered']:,} inputs without any"
+             + (f"; POOLED over {pooled} checkpoints, no one model's score" if pooled > 1 else "")]
+    lines.append("  H_test  L_test" + "".join(f"{name:>11}" for name in PASS))
+    lines += [f"{f['H_test']:>8}{f['L_test']:>8}" + "".join(f"{percent(f[name]):>11}" for name in PASS) for f in figures]
+    return lines
 
 
 def evaluate(experiment, workdir: str | os.PathLike,
@@ -254,8 +315,9 @@ def evaluate(experiment, workdir: str | os.PathLike,
     data = Data.load(experiment)
     system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
     weights, step = load_weights(system, workdir, mesh)
-    result = Evaluator(system, data, mesh)(weights, step, system.curriculum.L(step), note)
-    path = save(result, workdir, of=result["finished"].partition("+")[0].replace(":", ""))
+    evaluator = Evaluator(system, data, mesh)
+    result = evaluator(weights, step, system.curriculum.L(step), note)
+    path = save(result, workdir, result["finished"].partition("+")[0].replace(":", ""), evaluator.votes)
     note(table(result))
     note(f"written to {path}")
     return result

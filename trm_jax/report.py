@@ -40,7 +40,7 @@ class Result(NamedTuple):
     def verified_as(self) -> str | None:
         """What the verifier accepts, where that is more than the labels: a shortest path. Else None."""
         name = self.evaluation.get("verified_as", "verified")
-        return None if name == "verified" else name
+        return None if name in ("verified", "") else name
 
     def exact(self, H: int) -> float:
         if H not in self.figures:

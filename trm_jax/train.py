@@ -203,7 +203,7 @@ def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, write
         evaluates = last or (e.eval.interval_steps and step % e.eval.interval_steps == 0)
         if evaluates:
             result = evaluator(system.weights(state), step, curriculum.L(step), progress.note) | clock.read()
-            evaluate.save(result, workdir)
+            evaluate.save(result, workdir, votes=evaluator.votes)
             writer.write(step, evaluate.scalars(result))
             progress.note(evaluate.table(result))
         if evaluates or step % e.checkpoint.interval_steps == 0:
@@ -211,7 +211,7 @@ def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, write
                               {metric: evaluate.best(result, metric)} if evaluates else None)
     if result is None:  # the run was complete already
         result = evaluator(system.weights(state), step, curriculum.L(step), progress.note) | clock.read()
-        evaluate.save(result, workdir)
+        evaluate.save(result, workdir, votes=evaluator.votes)
         progress.note(evaluate.table(result))
     checkpointer.wait()
     return result

@@ -141,11 +141,12 @@ def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike, pat
             f"{name}: the file has {a!r}, now {b!r}" for name, (a, b) in found.items()))
     system = System(experiment, data.shape, export.metadata["total_steps"])
     weights = jax.device_put(export.weights, distributed.replicated(mesh))
-    result = evaluate.Evaluator(system, data, mesh)(weights, export.metadata["step"], export.metadata["L"], note)
+    evaluator = evaluate.Evaluator(system, data, mesh)
+    result = evaluator(weights, export.metadata["step"], export.metadata["L"], note)
     result |= {"parameters": export.metadata["parameters"],
                "weights": {"file": os.fspath(path), "dtype": export.metadata["dtype"],
                            "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}}
-    written = evaluate.save(result, workdir, Path(path).stem)
+    written = evaluate.save(result, workdir, Path(path).stem, evaluator.votes)
     note(evaluate.table(result))
     note(f"weights: {path} ({export.metadata['dtype']}); written to {written}")
     return result

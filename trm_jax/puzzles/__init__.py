@@ -57,7 +57,7 @@ class Domain(Protocol):
     """
 
     name: str
-    verified_as: str  # what an answer is called that the verifier accepts
+    verified_as: str  # what an answer is called that the verifier accepts; "": there are no rules, and no verifier
     broken: dict[str, str]  # verdict field -> "the answer ..." where it is False; the most basic one first
 
     @property

@@ -317,6 +317,8 @@ class Arc:
     """What the other rooms ask of a domain, so far as ARC has it: no rules to verify an answer by."""
 
     name = "arc"
+    verified_as = ""
+    broken = {}
     seq_len = SIDE * SIDE
     vocab_size = VOCAB
     grid = (SIDE, SIDE)
