@@ -1,6 +1,9 @@
 """Evaluation against a plain loop over cycles and examples; whatever the batch, the depths and the devices."""
 
+import collections
 import dataclasses
+import functools
+import itertools
 
 import jax
 import numpy as np
@@ -31,18 +34,30 @@ def given(tmp_path_factory):
 
 def plain_answers(system, data, weights):
     """(answer [n, S] after each depth from 0, cycles since the answer last changed), all examples in one batch."""
+    answers, still, _ = plain(system, data, weights)
+    return answers, still
+
+
+def plain(system, data, weights):
+    """The same, and the residual of the cycle that led to each depth."""
     model, inputs = system.model, np.asarray(data.test.inputs, np.int32)
     core, n = model.core(weights.params), len(inputs)
     cycle = jax.jit(lambda s, x: recursion.outer_cycle(core, s, x, L))
     answer = jax.jit(lambda y: model.answer(weights.params, y))
     x = model.embed(weights.params, inputs, model.rows(weights.table, np.zeros(n, np.int32)))
     state = model.initial_latents(weights.fixed, n)
-    answers, still = [np.asarray(answer(state.y))], [np.zeros(n, int)]
+    answers, still, residuals = [np.asarray(answer(state.y))], [np.zeros(n, int)], [np.full(n, np.inf)]
     for _ in range(max(DEPTHS)):
-        state = cycle(state, x)
+        before, state = state, cycle(state, x)
+        residuals.append(relative_change(state, before))
         answers.append(np.asarray(answer(state.y)))
         still.append(np.where((answers[-1] == answers[-2]).all(1), still[-1] + 1, 0))
-    return answers, still
+    return answers, still, residuals
+
+
+def relative_change(new, old):
+    new, old = (np.stack(latents).astype(np.float64) for latents in (new, old))  # [2, T, B, D]
+    return np.sqrt(np.square(new - old).sum((0, 1, 3)) / np.square(new).sum((0, 1, 3)))
 
 
 def run(system, data, weights, devices=8, **changes):
@@ -82,6 +97,55 @@ def test_every_example_counts_once_and_figures_are_the_plain_ones(given, result)
     assert result["figures"][1]["exact_accuracy"] >= 6 / 13  # the figures are not all the same
     assert 0 < result["figures"][2]["settled"] < 1
     assert result["figures"][0]["settled"] == 0
+
+
+def test_the_signs_are_judged_by_the_plain_loop(given, result):
+    """Tables and precision by counting, AUROC by comparing every right answer with every wrong one."""
+    _, data, _ = given
+    answers, still, residuals = plain(*given)
+    verify = functools.partial(tiny.SUDOKU4.verify, np.asarray(data.test.inputs))
+    for figure in result["figures"]:
+        H, worth = figure["H_test"], figure["signals"]
+        right = ((answers[H] == data.test.labels) | (data.test.labels == 0)).all(1)
+        settled, verified = still[H] >= SETTLED, verify(answers[H]).solved
+        counts = collections.Counter(zip(settled, right, verified))
+        for (a, b, c), name in zip(itertools.product((True, False), repeat=3), worth["table"]):
+            assert name == f"{'' if a else 'un'}settled_{'right' if b else 'wrong'}_{'verified' if c else 'refused'}"
+            assert worth["table"][name] == {"n": counts[a, b, c], "share": counts[a, b, c] / 13}
+        assert worth["precision"]["n"] == worth["recall"]["n"] == figure["counts"]["settled_right"]
+        assert (worth["precision"]["of"], worth["recall"]["of"]) == (settled.sum(), right.sum())
+        since = np.where(settled, H - still[H], np.inf)
+        for name, badness in (("residual", residuals[H]), ("cycles_to_settle", since)):
+            pairs = [(a < b) + (a == b) / 2 for a in badness[right] for b in badness[~right]]
+            assert worth["auroc"][name] == (pytest.approx(np.mean(pairs)) if pairs else None)
+        assert set(worth["auroc"]) == {"residual", "cycles_to_settle"}
+    assert 0 < result["figures"][1]["signals"]["auroc"]["residual"] < 1, "not all of this is undefined"
+
+
+def test_a_halting_head_is_judged_too(tmp_path):
+    e = tiny.experiment(tiny.dataset(tmp_path, train=8, test=9), eval={"H_test": [1, 4]}, arch={
+        "supervision": "deep", "halting_head": True, "prob_detach_prev_H": 1.0, "H_cycles": 1})
+    data = Data.load(e)
+    system = System(e, data.shape, 8)
+    params, *rest = jax.jit(system.model.init)(jax.random.key(2))
+    params["q_head"] = jax.random.normal(jax.random.key(3), params["q_head"].shape)
+    weights = Weights(params, *rest)
+    answers, _, _ = plain(system, data, weights)
+    labels = np.array(data.test.labels)
+    labels[:4] = answers[4][:4]
+    data = dataclasses.replace(data, test=dataclasses.replace(data.test, labels=labels))
+    logits = plain_halting(system, data, weights, 4)
+    [_, figure] = run(system, data, weights)["figures"]
+    pairs = [a > b for a in logits[:4] for b in logits[4:]]
+    assert figure["signals"]["right"] == 4
+    assert figure["signals"]["auroc"]["halting_logit"] == pytest.approx(np.mean(pairs))
+
+
+def plain_halting(system, data, weights, H):
+    model, n = system.model, data.test.num_examples
+    x = model.embed(weights.params, np.asarray(data.test.inputs, np.int32), model.rows(weights.table, np.zeros(n, int)))
+    latents = recursion.unroll(model.core(weights.params), model.initial_latents(weights.fixed, n), x, H, L)
+    return np.asarray(model.halting(weights.params, latents.y))[:, 0]
 
 
 def test_one_unroll_gives_what_separate_ones_give(given, result):

@@ -7,7 +7,8 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from trm_jax import arc_voting, checkpoints, config, distributed, losses, metrics, recursion
+from trm_jax import arc_voting, checkpoints, config, distributed, losses, metrics, recursion, signals
 from trm_jax.data import pipeline
 from trm_jax.distributed import AXIS
 from trm_jax.models.network import Model
@@ -35,6 +36,7 @@ class Answers(NamedTuple):
     tokens: Array  # uint8 [K, B, S]
     unchanged: Array  # int32 [K, B], test steps since the answer last changed
     done: Array  # int32 [K, B], test steps done: all, unless slots stop when they have halted
+    residual: Array  # float32 [K, B], of the last test step done
     halting_logit: Array | None  # float32 [K, B], q_halt; None without a halting head
 
 
@@ -54,7 +56,7 @@ def answers_at(model: Model, mesh: Mesh, weights: Weights, inputs: Array, identi
         def advance(watched, cycles):
             watched = recursion.unroll_watched(core, watched, x, cycles, L, decode, model.test_step, halts)
             q_halt = model.halting(weights.params, watched.latents.y)[:, 0] if model.arch.halting_head else None
-            return watched, Answers(watched.answer, watched.unchanged, watched.done, q_halt)
+            return watched, Answers(watched.answer, watched.unchanged, watched.done, watched.residual, q_halt)
 
         start = recursion.watch(model.initial_latents(weights.fixed, inputs.shape[0]), decode)
         steps = jnp.diff(depths, prepend=jnp.zeros(1, depths.dtype))
@@ -149,8 +151,10 @@ class Evaluator:
 
         def figure(k: int, H: int) -> dict[str, Any]:
             marks, at = jax.tree.map(lambda *parts: np.concatenate(parts), *kept[k])
+            settled = at.unchanged >= e.settled_cycles
+            signs = signals.predictors(H, at.unchanged, settled, at.residual, at.halting_logit)
             return {"H_test": H, "L_test": L, "flops_per_example": self._system.test_flops_per_example(H, L),
-                    **score(marks, at.unchanged >= e.settled_cycles, sources, data.test.source_names),
+                    **score(marks, settled, sources, data.test.source_names, signs),
                     **({"mean_steps": float(at.done.mean())} if e.stop_halted else {}),
                     **(votes[k].score() if votes else {})}
         self.votes = votes[-1] if votes else None
@@ -184,11 +188,15 @@ def mark(domain, inputs, labels, answers) -> Marks:
                  verdict._asdict() if verdict else {})
 
 
-def score(marks: Marks, settled, sources=None, source_names=()) -> dict[str, Any]:
+def score(marks: Marks, settled, sources=None, source_names=(),
+          signs: Mapping[str, np.ndarray] = types.MappingProxyType({})) -> dict[str, Any]:
     """Figures of n answers. settled bool [n]; sources [n] into source_names.
 
     Shares of an empty set are None, and so is the verified share without a verifier. Examples without any label are
     left out.
+
+    Args:
+      signs: name -> [n], the higher the likelier right (signals.predictors).
     """
     valid, right = marks.valid, marks.right
     wrong = valid & ~right
@@ -206,6 +214,8 @@ def score(marks: Marks, settled, sources=None, source_names=()) -> dict[str, Any
         "counts": {"right": int(right.sum()), "wrong": int(wrong.sum()),
                    "settled_right": int((settled & right).sum()), "settled_wrong": int((settled & wrong).sum())},
         "verdict": {name: share(ok, valid) for name, ok in marks.verdict.items()},
+        "signals": signals.worth(right[valid], settled[valid], None if marks.solved is None else marks.solved[valid],
+                                 {name: sign[valid] for name, sign in signs.items()}),
     }
     if sources is not None:
         out["by_source"] = {
@@ -288,7 +298,29 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"  exact{verified and ', ' + verified} by source at H_test {result['figures'][-1]['H_test']}: "
                      + ", ".join(f"{name} {', '.join(percent(s[which]) for which in names)} (n {s['n']:,})"
                                  for name, s in sources.items()))
-    return "\n".join(lines)
+    return "\n".join(lines + _signals(result["figures"][-1], verified))
+
+
+def _signals(figure: dict[str, Any], verified_as: str | None) -> list[str]:
+    """What the signs say at one depth: n and percent of all, then what they are worth."""
+    s = figure["signals"]
+    kinds = [name.partition("_")[2] for name in s["table"] if name.startswith("settled_")]  # right_verified, ...
+    heads = [kind.replace("_verified", f", {verified_as}").replace("_refused", f", not {verified_as}")
+             for kind in kinds]
+    cells = [[f"{cell['n']:,} ({percent(cell['share'])})" for cell in (s["table"][f"{row}_{kind}"] for kind in kinds)]
+             for row in ("settled", "unsettled")]
+    widths = [max(map(len, column)) + 2 for column in zip(heads, *cells)]
+    rows = [f"  {name:<10}" + "".join(map(str.rjust, row, widths))
+            for name, row in zip(("", "settled", "unsettled"), (heads, *cells))]
+    aurocs = [f"{name.replace('_', ' ')} {int(value * 1000 + 1e-9) / 1000:.3f}"
+              + ("" if s["auroc_standard_error"][name] is None else f" +- {s['auroc_standard_error'][name]:.3f}")
+              for name, value in s["auroc"].items() if value is not None]
+    return [f"  signs at H_test {figure['H_test']}, L_test {figure['L_test']}: puzzles (% of {figure['n']:,})", *rows,
+            "  settled, said of right: " + ", ".join(
+                f"{name} {percent(s[name]['share'])} ({s[name]['n']:,} of {s[name]['of']:,})"
+                for name in ("precision", "recall")),
+            f"  AUROC of right ({s['right']:,}) over wrong ({s['wrong']:,}): "
+            + (", ".join(aurocs) or f"not defined, {s['auroc_undefined']}")]
 
 
 def voted(figures: list[dict[str, Any]]) -> list[str]:
