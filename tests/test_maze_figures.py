@@ -95,10 +95,10 @@ def test_with_fresh_labels_the_best_checkpoint_has_most_shortest_paths(folder, t
 
 def test_an_answer_says_what_is_wrong_with_it():
     solver = solve.Solver(None, MAZE, Weights({}, {}, None), L=1)
-    right = solver.judge(QUESTION, LABEL, True, 3)
+    right = solver.judge(QUESTION, LABEL, "settled", 7, 3)
     assert right.verified and right.reason == "" and right.text == MAZE.decode(LABEL)
     open_end = np.where(np.arange(20) == np.flatnonzero(LABEL == 5)[-1], 2, LABEL)
-    assert "before it reaches G" in solver.judge(QUESTION, open_end, False, 3).status
+    assert "before it reaches G" in solver.judge(QUESTION, open_end, "budget", 3, 3).status
     for puzzle, message in (("S" * 20, "the maze has 20 start Ss"), ("S", "got 1 cells, expected 20"),
                             ("S    \n ## #\n # # \n     G", "row 4 has 6 cells, expected 5")):
         with pytest.raises(puzzles.PuzzleError, match=message):

@@ -1,6 +1,7 @@
 """Solving stops where it says, answers do not depend on their neighbours, and the command line says what happened."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import pytest
 
 import trm_jax
 from tests.scripted import DOMAIN, GRID, NEVER, Scripted, blanked, text
-from trm_jax import config, solve, weights
+from trm_jax import config, inference, solve, weights
 from trm_jax.models.network import Model, Shape
-from trm_jax.solve import SolveError, Solver
+from trm_jax.solver import SolveError, Solver
 
 @pytest.fixture(scope="module")
 def solver():
@@ -33,22 +34,45 @@ def tiny_export(seed: int = 0) -> weights.Export:
 
 def test_every_puzzle_stops_when_its_own_answer_stands(solver):
     needed = [3, 9, 1, 6, 9, 2]
-    answers = solver.solve([blanked(n) for n in needed], settle=4)
-    assert [(a.cycles, a.settled, a.verified, a.reason) for a in answers] == [(n, True, True, "") for n in needed]
+    answers = solver.solve([blanked(n) for n in needed], settle=4, verify=False)
+    assert [(a.since, a.cycles, a.settled, a.verified, a.reason) for a in answers] == [
+        (n, n + 4, True, True, "") for n in needed]
     for a in answers:
         np.testing.assert_array_equal(a.tokens, GRID)
         assert a.text == "1234341221434321" and a.status.startswith("verified; settled after")
 
 
-@pytest.mark.parametrize("max_steps, settled, verified", [(5, False, False), (8, False, True), (9, True, True)])
-def test_max_steps_is_exact(solver, max_steps, settled, verified):
-    [a] = solver.solve([text(6)], max_steps=max_steps, settle=3)
-    assert (a.settled, a.verified, a.cycles) == (settled, verified, 6 if settled else max_steps)
+@pytest.mark.parametrize("max_steps, stop, verified", [
+    (5, "budget", False), (8, "budget", True), (9, "settled", True), (99, "settled", True)])
+def test_max_steps_is_exact(solver, max_steps, stop, verified):
+    [a] = solver.solve([text(6)], max_steps=max_steps, settle=3, verify=False)
+    assert (a.stop, a.verified, a.cycles) == (stop, verified, min(9, max_steps))
+
+
+def test_the_verifier_ends_it_at_once(solver):
+    a, b = solver.solve([text(6), text(NEVER)], max_steps=40, settle=0)
+    assert (a.stop, a.verified, a.since) == ("verified", True, 6) and a.cycles < 40
+    assert a.status == "verified; found after 6 outer cycles"
+    assert (b.stop, b.cycles, b.restart) == ("budget", 40, 0)
+
+
+def test_restarts_are_passed_on(solver):
+    [a] = solver.solve([text(NEVER)], max_steps=4, restarts=3, vary="start")
+    assert a.verified and a.restart in (1, 2), "this network forgets how hard a puzzle is when its latents are shaken"
+    assert a.status.endswith(f"of restart {a.restart}")
+    with pytest.raises(inference.InferenceError, match="vary = 'luck'"):
+        solver.solve([text(3)], vary="luck")
+
+
+def test_out_of_time_is_said(solver):
+    answers = solver.solve([text(NEVER)] * 3, max_steps=10**6, settle=0, max_seconds=1e-6, batch_size=1)
+    assert [a.stop for a in answers] == ["budget"] * 3 and answers[0].tokens is not None
+    assert answers[2].tokens is None and answers[2].status == "not answered: time was up before its turn came"
 
 
 def test_a_batch_goes_on_for_the_slowest(solver):
     answers = solver.solve([text(2), text(NEVER), text(4)], max_steps=40, settle=5)
-    assert [(a.settled, a.cycles) for a in answers] == [(True, 2), (False, 40), (True, 4)]
+    assert [(a.stop, a.since) for a in answers] == [("verified", 2), ("budget", 40), ("verified", 4)]
     assert answers[1].reason == "a clue was changed" and "NOT verified" in answers[1].status
 
 
@@ -66,8 +90,8 @@ def test_nothing_and_nonsense(solver):
     assert solver.solve([]) == []
     with pytest.raises(SolveError, match="must be a list"):
         solver.solve(text(1))
-    with pytest.raises(SolveError, match="settle = 0: must be at least 1"):
-        solver.solve([text(1)], settle=0)
+    with pytest.raises(inference.InferenceError, match="settle = -1: must not be negative"):
+        solver.solve([text(1)], settle=-1)
     with pytest.raises(SolveError, match="steps = 0"):
         solver.trace(text(1), 0)
 
@@ -75,15 +99,14 @@ def test_nothing_and_nonsense(solver):
 def test_trace_is_the_same_answer(solver):
     trace = solver.trace(text(9), 200, settle=4)
     assert (len(trace.tokens), trace.stands_since) == (13, 9), "9 cycles and 4 of standing still"
-    ours, theirs = solver.judge_trace(trace, 4), solver.solve([text(9)], settle=4)[0]
-    assert (ours.text, ours.status, ours.cycles) == (theirs.text, theirs.status, 9)
+    ours, theirs = solver.judge_trace(trace, 4), solver.solve([text(9)], settle=4, verify=False)[0]
+    assert (ours.text, ours.status, ours.cycles, ours.since) == (theirs.text, theirs.status, 13, 9)
     assert not solver.judge_trace(solver.trace(text(9), 12, settle=4), 4).settled
     assert solver.trace(text(1), 3).stands_since == 1 and len(solver.trace(text(1), 40).tokens) == 40
     np.testing.assert_allclose(trace.confidence, np.exp(3) / (np.exp(3) + 5), rtol=1e-5)
 
 
-def test_a_real_network_equals_the_plain_loop(monkeypatch):
-    monkeypatch.setattr(solve, "MAX_BATCH", 4)
+def test_a_real_network_equals_the_plain_loop():
     export = tiny_export()
     given = DOMAIN.draw_symmetry(np.random.default_rng(1), 7).apply(np.tile(blanked(8), (7, 1)))
     model, w = export.model, export.weights
@@ -101,7 +124,7 @@ def test_a_real_network_equals_the_plain_loop(monkeypatch):
         return answers
     expected = plain(jnp.asarray(given))
     solver = Solver.of(export)
-    answers = solver.solve(list(given), max_steps=6, settle=7)
+    answers = solver.solve(list(given), max_steps=6, settle=7, batch_size=4)
     np.testing.assert_array_equal([a.tokens for a in answers], expected[-1])
     assert not any(a.settled for a in answers)
     np.testing.assert_array_equal(solver.trace(given[3], 6).tokens, np.array(expected)[:, 3])
@@ -110,9 +133,11 @@ def test_a_real_network_equals_the_plain_loop(monkeypatch):
 def test_later_calls_compile_nothing():
     solver = Solver.of(tiny_export())
     solver.solve([text(3)] * 5, max_steps=4)
-    sizes = solve._begin._cache_size(), solve._advance._cache_size()
-    solver.solve([text(n) for n in (1, 2, 3, 4, 5, 6, 7)], max_steps=9, settle=2)
-    assert (solve._begin._cache_size(), solve._advance._cache_size()) == sizes
+    programs = inference._begin, inference._advance, inference._refill
+    sizes = [program._cache_size() for program in programs]
+    solver.solve([text(n) for n in (1, 2, 3, 4, 5, 6, 7)], max_steps=4, settle=2)
+    solver.solve([text(8)] * 8, max_steps=3)
+    assert [program._cache_size() for program in programs] == sizes
 
 
 @pytest.mark.parametrize("last, cycles", [
@@ -170,8 +195,8 @@ def cli(solver, monkeypatch, capsys, tmp_path):
 
 
 def test_answers_out_status_err(cli):
-    assert cli(text(3), text(5)) == (0, "1234341221434321\n" * 2, "puzzle 1: verified; settled after 3 outer cycles\n"
-                                     "puzzle 2: verified; settled after 5 outer cycles\n")
+    assert cli(text(3), text(5)) == (0, "1234341221434321\n" * 2, "puzzle 1: verified; found after 3 outer cycles\n"
+                                     "puzzle 2: verified; found after 5 outer cycles\n")
 
 
 def test_standard_input_keeps_its_order(cli):
@@ -193,8 +218,41 @@ def test_watch(cli):
                                 "puzzle 2: not answered: got 2 cells, expected 16 (4x4)"]
 
 
+def test_json_in_and_out(cli, tmp_path):
+    lines = f'{{"id": "a", "puzzle": "{text(3)}"}}\n"{text(2)}"\n{{"id": 7}}\n{{"no json\n{text(NEVER)}\n'
+    status, out, err = cli("--format=json", "--max_steps=6", "--file=-", stdin=lines)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert status == 1 and [f["id"] for f in found] == ["a", "puzzle 2", "7", "puzzle 4", "puzzle 5"]
+    assert [f["verified"] for f in found] == [True, True, False, False, False]
+    assert found[0]["answer"] == "1234341221434321" and found[0]["since"] == 3 and found[0]["stop"] == "verified"
+    assert found[2]["reason"] == 'has no "puzzle"' and "is no JSON" in found[3]["reason"]
+    assert found[4]["answer"] is not None and found[4]["stop"] == "budget" and found[4]["cycles"] == 6
+    (tmp_path / "p.json").write_text(json.dumps({"x": text(1), "y": {"puzzle": text(4)}, "z": 3}))
+    status, out, err = cli(f"--file={tmp_path / 'p.json'}")
+    assert status == 1 and out.splitlines() == ["1234341221434321"] * 2 + [""]
+    assert err.splitlines()[0].startswith("x: verified") and "z: not answered: a puzzle is a text, got int" in err
+    (tmp_path / "p.json").write_text("[1,")
+    status, out, err = cli(f"--file={tmp_path / 'p.json'}")
+    assert status == 2 and "p.json: cannot be read as JSON" in err
+
+
+def test_pictures_out(cli):
+    status, out, err = cli("--format=picture", text(3), "12")
+    assert status == 1 and out.count("\u2502") == 4 and "puzzle 2: not answered" in err
+
+
+def test_without_a_source_the_packaged_weights_answer(capsys):
+    puzzle = "6.1..4.2883...2....5.1834..1832..57....917863......2.471.42..3..4.361..73..87..4."
+    assert solve.main([puzzle]) == 0
+    assert len(capsys.readouterr().out.strip()) == 81
+    assert Solver.load("rsm-sudoku-quick").domain.seq_len == 81
+    with pytest.raises(weights.WeightsError, match="called rsm-chess; trained: .*rsm-sudoku-quick"):
+        Solver.load("rsm-chess")
+
+
 @pytest.mark.parametrize("args, message", [
-    ([], "no puzzle given"), (["--settle=0", "1"], "settle = 0"), (["--example=0"], "no dataset folder nowhere")])
+    ([], "no puzzle given"), (["--settle=-1", "1"], "settle = -1"),
+    (["--file=nowhere.txt"], "nowhere.txt: No such file"), (["--restarts=0", "1"], "restarts = 0"), (["--example=0"], "no dataset folder nowhere")])
 def test_bad_usage_is_status_2(cli, args, message):
     status, out, err = cli(*args)
     assert status == 2 and out == "" and message in err and err.startswith("error: ")
@@ -204,7 +262,7 @@ def test_a_missing_run_is_status_2(tmp_path, capsys):
     assert solve.main([f"--workdir={tmp_path / 'none'}", "--compilation_cache=", text(1)]) == 2
     assert "not the folder of a run" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
-        solve.main([text(1)])
+        solve.main(["--workdir=a", "--weights=b", text(1)])
     assert caught.value.code == 2
 
 

@@ -1,8 +1,13 @@
 """Answers puzzles with a trained run or a weights file.
 
-    python -m trm_jax.solve --workdir=runs/quick "5...27..9..41......5..3..."        answers on standard output
-    python -m trm_jax.solve --weights=quick.safetensors < puzzles.txt                one puzzle per line
-    python -m trm_jax.solve --workdir=runs/quick --example=3 --watch                 the answer as it fills in
+    python -m trm_jax.solve "5...27..9..41......5..3..."                  with the weights that come with this package
+    python -m trm_jax.solve --workdir=runs/quick < puzzles.txt            one puzzle per line, answers in their order
+    python -m trm_jax.solve --weights=quick.safetensors --file=puzzles.json --format=json --restarts=8
+    python -m trm_jax.solve --workdir=runs/quick --example=3 --watch      the answer as it fills in
+
+A line is a puzzle as text, or JSON: a string, or an object {"puzzle": "...", "id": ...}; a .json file is a list of
+these, or an object of them by id. A puzzle is done when the rules accept its answer, when the answer has stood still,
+or when its budget is spent.
 
 The exit status is 0 if the verifier accepts every answer, 1 if not, 2 if nothing could be tried.
 """
@@ -10,206 +15,27 @@ The exit status is 0 if the verifier accepts every answer, 1 if not, 2 if nothin
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
+import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from trm_jax import distributed, puzzles, recursion, weights
+from trm_jax import distributed, puzzles, weights
 from trm_jax.data import store
-from trm_jax.errors import UserError, guarded
-from trm_jax.recursion import Latents, Watched
+from trm_jax.errors import guarded
+from trm_jax.solver import Answer, SolveError, Solver, Trace
 
-Array = jax.Array
-MAX_BATCH = 256
-TRACE_CHUNK = 16  # test steps per call of a trace
 MAX_FRAMES = 11  # of a film strip, besides the puzzle: four rows of three
 _STYLE = re.compile(r"\x1b\[([\d;]*)m")
 
 
-class SolveError(UserError):
-    """A request that cannot be answered; a puzzle that cannot be is an `Answer` with its reason instead."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Answer:
-    text: str  # "" where the puzzle was refused
-    tokens: np.ndarray | None  # uint8 [S]; None where the puzzle was refused
-    verified: bool
-    settled: bool  # the answer stood still for `settle` test steps (see Model.test_step)
-    cycles: int  # settled: the step since which the answer stands. Otherwise all that were done
-    reason: str  # why it is not verified; "" if it is
-    unit: str = "outer cycles"  # what `cycles` counts
-
-    @property
-    def status(self) -> str:
-        if self.tokens is None:
-            return f"not answered: {self.reason}"
-        how = f"settled after {self.cycles}" if self.settled else f"not settled after {self.cycles}"
-        return f"{'verified' if self.verified else 'NOT verified: ' + self.reason}; {how} {self.unit}"
-
-
-class Trace(NamedTuple):
-    """The answer to one puzzle after every outer cycle 1 .. n."""
-
-    inputs: np.ndarray  # uint8 [S]
-    tokens: np.ndarray  # uint8 [n, S]
-    confidence: np.ndarray  # float32 [n, S], probability of the chosen token
-    residual: np.ndarray  # float32 [n], relative change of the latents
-
-    @property
-    def stands_since(self) -> int:
-        """The outer cycle that brought the last change."""
-        moved = (self.tokens[1:] != self.tokens[:-1]).any(axis=1)
-        return int(np.flatnonzero(moved)[-1]) + 2 if moved.any() else 1
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _begin(model, w: weights.Weights, inputs: Array) -> tuple[Watched, Array]:
-    """inputs [B, S] -> (nothing done yet, x [T, B, D])."""
-    B = inputs.shape[0]
-    x = model.embed(w.params, inputs, model.rows(w.table, jnp.zeros(B, jnp.int32)))
-    return recursion.watch(model.initial_latents(w.fixed, B), functools.partial(model.answer, w.params)), x
-
-
-@functools.partial(jax.jit, static_argnames=("model", "L"))
-def _advance(model, w: weights.Weights, watched: Watched, x: Array, cycles: Array, L: int) -> Watched:
-    """`cycles` [] more test steps."""
-    decode = functools.partial(model.answer, w.params)
-    return recursion.unroll_watched(model.core(w.params), watched, x, cycles, L, decode, model.test_step)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "L"))
-def _trace(model, w: weights.Weights, latents: Latents, x: Array, L: int) -> tuple[Latents, Any]:
-    """TRACE_CHUNK more outer cycles: (latents, ((tokens [n, B, S], confidence [n, B, S]), residuals [n, B]))."""
-    def decode(y):
-        return model.answer(w.params, y), jax.nn.softmax(model.logits(w.params, y), axis=-1).max(-1)
-    return recursion.trace(model.core(w.params), latents, x, TRACE_CHUNK, L, decode, model.test_step)
-
-
-class Solver:
-    """Answers puzzles of one domain, on one device."""
-
-    def __init__(self, model, domain: puzzles.Domain, w: weights.Weights, L: int, unit: str = "outer cycles"):
-        self.domain = domain
-        self._model, self._weights, self._L, self._unit = model, w, L, unit
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Solver:
-        """From a run's folder or a weights file. Raises WeightsError, CheckpointError, DatasetError or ConfigError."""
-        return cls.of(weights.read(path))
-
-    @classmethod
-    def of(cls, export: weights.Export) -> Solver:
-        unit = "outer cycles" if export.model.test_cycles == 1 else "supervision steps"
-        return cls(export.model, export.domain, export.weights, export.metadata["L"], unit)
-
-    def solve(self, puzzles: Sequence[str | np.ndarray], *, max_steps: int = 256, settle: int = 8) -> list[Answer]:
-        """Answers in the order of the puzzles.
-
-        Args:
-          puzzles: texts, or tokens [S] each. One that cannot be read, or contradicts itself, does not stop the others.
-          max_steps: test steps at most: outer cycles, or supervision steps of a network that was trained with those.
-          settle: a puzzle is done when its answer has stood still for so many of them.
-        """
-        _check(max_steps=max_steps, settle=settle)
-        if isinstance(puzzles, str):
-            raise SolveError("puzzles must be a list of puzzles; put the one in brackets")
-        answers: list[Answer | None] = [None] * len(puzzles)
-        readable, inputs = [], []
-        for i, puzzle in enumerate(puzzles):
-            try:
-                inputs.append(self.read(puzzle))
-                readable.append(i)
-            except ValueError as error:
-                answers[i] = Answer("", None, False, False, 0, " ".join(str(error).split()))
-        for first in range(0, len(inputs), MAX_BATCH):
-            batch = np.stack(inputs[first:first + MAX_BATCH])
-            for i, answer in zip(readable[first:], self._solve(batch, max_steps, settle)):
-                answers[i] = answer
-        return answers
-
-    def trace(self, puzzle: str | np.ndarray, steps: int = 64, *, settle: int = 0) -> Trace:
-        """Every answer of `steps` outer cycles, or until it has stood still for `settle` of them (0: never mind).
-
-        Raises PuzzleError if the puzzle cannot be read or contradicts itself.
-        """
-        _check(steps=steps)
-        inputs = self.read(puzzle)
-        watched, x = _begin(self._model, self._weights, jnp.asarray(inputs[None]))
-        latents, tokens, confidence, residual, still = watched.latents, [], [], [], 0
-        previous = np.asarray(watched.answer[0])
-        while len(tokens) < steps and not (settle and still >= settle):
-            latents, (decoded, moved) = _trace(self._model, self._weights, latents, x, self._L)
-            for now, sure, move in zip(*(np.asarray(a)[:, 0] for a in (*decoded, moved))):
-                tokens.append(now)
-                confidence.append(sure)
-                residual.append(move)
-                still = still + 1 if np.array_equal(now, previous) else 0
-                previous = now
-                if len(tokens) == steps or settle and still >= settle:
-                    break
-        return Trace(inputs, np.stack(tokens), np.stack(confidence), np.stack(residual))
-
-    def read(self, puzzle: str | np.ndarray) -> np.ndarray:
-        """Tokens [S] of a puzzle whose clues do not contradict each other; PuzzleError otherwise."""
-        if isinstance(puzzle, str):
-            tokens = self.domain.encode(puzzle)
-        else:
-            tokens = np.asarray(puzzle)
-            if tokens.shape != (self.domain.seq_len,) or tokens.dtype.kind not in "iu":
-                raise puzzles.PuzzleError(f"tokens must be integers of shape [{self.domain.seq_len}], "
-                                          f"got {tokens.dtype}{list(tokens.shape)}")
-        self.domain.check_clues(tokens)
-        return tokens.astype(np.uint8)
-
-    def judge(self, inputs: np.ndarray, tokens: np.ndarray, settled: bool, cycles: int) -> Answer:
-        """inputs, tokens [S]."""
-        verdict = self.domain.verify(inputs[None], tokens[None])
-        verified = bool(verdict.solved[0])
-        reason = "" if verified else self.domain.explain(inputs, tokens)
-        return Answer(self.domain.decode(tokens), tokens, verified, settled, cycles, reason, self._unit)
-
-    def judge_trace(self, trace: Trace, settle: int) -> Answer:
-        """The last answer of a trace."""
-        cycles, since = len(trace.tokens), trace.stands_since
-        settled = cycles - since >= settle
-        return self.judge(trace.inputs, trace.tokens[-1], settled, since if settled else cycles)
-
-    def _solve(self, inputs: np.ndarray, max_steps: int, settle: int) -> list[Answer]:
-        """inputs [n, S]. Every puzzle's answer is the one with which it settled, whatever the others still need."""
-        n = len(inputs)
-        bucket = 1 << (n - 1).bit_length()  # a power of two, so that few sizes are ever compiled
-        filled = np.concatenate([inputs, np.repeat(inputs[-1:], bucket - n, axis=0)])
-        watched, x = _begin(self._model, self._weights, jnp.asarray(filled))
-        answers: list[Answer | None] = [None] * n
-        running, done = np.arange(n), 0
-        still = np.zeros(bucket, int)
-        while len(running):
-            # No running puzzle can settle sooner than this.
-            cycles = min(settle - int(still[running].max()), max_steps - done)
-            watched = _advance(self._model, self._weights, watched, x, np.int32(cycles), self._L)
-            done += cycles
-            tokens, still = np.asarray(watched.answer), np.asarray(watched.unchanged)
-            for i in running[(still[running] >= settle) | (done == max_steps)]:
-                settled = bool(still[i] >= settle)
-                answers[i] = self.judge(inputs[i], tokens[i], settled, done - int(still[i]) if settled else done)
-            running = np.array([i for i in running if answers[i] is None], int)
-        return answers
-
-
-def _check(**at_least_one: int) -> None:
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise SolveError(f"{name} = {value}: must be at least 1")
+# Pictures in text.
 
 
 def conflicts(domain: puzzles.Domain, tokens: np.ndarray) -> list[str]:
@@ -218,9 +44,6 @@ def conflicts(domain: puzzles.Domain, tokens: np.ndarray) -> list[str]:
         return domain.conflicts(tokens) if hasattr(domain, "conflicts") else []
     except puzzles.PuzzleError:  # holds what no puzzle can
         return []
-
-
-# Pictures in text.
 
 
 def shown_cycles(last: int, most: int = MAX_FRAMES) -> list[int]:
@@ -304,13 +127,14 @@ def load_example(export: weights.Export, number: int) -> tuple[np.ndarray, np.nd
 def open_source(args: argparse.Namespace) -> weights.Export:
     """The export behind --workdir or --weights, with compiled programs kept between calls."""
     distributed.enable_compilation_cache(args.compilation_cache)
-    return weights.from_run(args.workdir) if args.workdir else weights.load(args.weights)
+    return weights.from_run(args.workdir) if args.workdir else weights.read(args.weights or weights.DEFAULT)
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--workdir", help="folder of a run; its best checkpoint is used")
-    source.add_argument("--weights", help="file written by python -m trm_jax.weights")
+    source.add_argument("--weights", metavar="FILE", help="file written by python -m trm_jax.weights, or a name: "
+                        f"{', '.join(weights.named())} (default: {weights.DEFAULT})")
     parser.add_argument("--compilation_cache", default=distributed.COMPILED,
                         help="folder that keeps compiled programs between calls; empty: none")
     parser.add_argument("--max_steps", type=int, default=256, help="outer cycles at most (%(default)s)")
@@ -318,52 +142,127 @@ def add_source(parser: argparse.ArgumentParser) -> None:
                         help="stop when the answer has stood still for so many outer cycles (%(default)s)")
 
 
+class Request(NamedTuple):
+    name: str  # for messages: "puzzle 3", or the id that came with it
+    puzzle: Any  # text or tokens; an exception where there is none
+
+
+def read_requests(text: str, whole: bool = False) -> list[Request]:
+    """Puzzles of a text, one per line; of one JSON value with `whole`. Raises SolveError only for the latter."""
+    if not whole:
+        lines = [line.strip("\r\n") for line in text.splitlines() if line.strip()]
+        return [_request(f"puzzle {i}", _from_line(line)) for i, line in enumerate(lines, 1)]
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise SolveError(f"cannot be read as JSON ({error})") from None
+    if isinstance(value, dict) and "puzzle" not in value:
+        return [_request(name, item) for name, item in value.items()]
+    return [_request(f"puzzle {i}", item) for i, item in enumerate(value if isinstance(value, list) else [value], 1)]
+
+
+def _from_line(line: str) -> Any:
+    if line.lstrip()[:1] not in ("{", '"'):
+        return line
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return puzzles.PuzzleError(f"is no JSON ({error})")
+
+
+def _request(name: str, value: Any) -> Request:
+    if isinstance(value, dict):
+        name = str(value.get("id", name))
+        value = value.get("puzzle", puzzles.PuzzleError('has no "puzzle"'))
+    if not isinstance(value, (str, Exception)):
+        value = puzzles.PuzzleError(f"a puzzle is a text, got {type(value).__name__}")
+    return Request(name, value)
+
+
+def requests_of(args: argparse.Namespace, export: weights.Export) -> list[Request]:
+    """What the arguments ask for: --example, then puzzles, then --file; standard input if there is none of these."""
+    asked = []
+    if args.example is not None:
+        asked.append(Request(f"test puzzle {args.example}", load_example(export, args.example)[0]))
+    asked += [Request(f"puzzle {i}", text) for i, text in enumerate(args.puzzle, 1)]
+    if args.file and args.file != "-":
+        try:
+            asked += read_requests(Path(args.file).read_text(encoding="utf-8"), args.file.endswith(".json"))
+        except (OSError, UnicodeDecodeError, SolveError) as error:
+            raise SolveError(f"{args.file}: {getattr(error, 'strerror', None) or error}") from None
+    elif args.file or not asked:
+        if sys.stdin.isatty():
+            print("puzzles, one per line, then Ctrl-D:", file=sys.stderr)
+        asked += read_requests(sys.stdin.read())
+    if not asked:
+        raise SolveError("no puzzle given: as an argument, by --file, by --example N, or on standard input")
+    return asked
+
+
+def add_puzzles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--example", type=int, metavar="N", help="puzzle N of the run's test set, counted from 0")
+    parser.add_argument("--file", help="puzzles one per line, or .json; -: standard input")
+    parser.add_argument("puzzle", nargs="*", help="puzzles as text; without any, one per line of standard input")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trm_jax.solve", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser)
-    parser.add_argument("--watch", action="store_true", help="show the answer as it fills in")
-    parser.add_argument("--example", type=int, metavar="N", help="puzzle N of the run's test set, counted from 0")
-    parser.add_argument("puzzle", nargs="*", help="puzzles as text; without any, one per line of standard input")
+    parser.add_argument("--restarts", type=int, default=1, help="tries of a puzzle that the rules do not accept "
+                        "(%(default)s)")
+    parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle"), help="tell restarts "
+                        "apart by a symmetry of the puzzle, noise at the start, or noise in every cycle (%(default)s)")
+    parser.add_argument("--sigma", type=float, default=0.3, help="of that noise (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0, help="for all puzzles together; 0: no limit")
+    parser.add_argument("--seed", type=int, default=0, help="of the restarts (%(default)s)")
+    parser.add_argument("--format", choices=("text", "json", "picture"), help="of the answers on standard output: a "
+                        "line of text each, a line of JSON each, or drawn (default: drawn on a terminal, else text)")
+    parser.add_argument("--watch", action="store_true", help="show the plain answer as it fills in")
+    add_puzzles(parser)
     args = parser.parse_args(argv)
+    if args.watch and (args.restarts > 1 or args.format == "json"):
+        parser.error("--watch shows one try of each puzzle, as a picture: without --restarts and --format=json")
     return guarded(lambda: _answer(args))
 
 
 def _answer(args: argparse.Namespace) -> int:
-    _check(max_steps=args.max_steps, settle=args.settle)
     export = open_source(args)
-    named: list[tuple[str, str | np.ndarray]] = []
-    if args.example is not None:
-        named.append((f"test puzzle {args.example}", load_example(export, args.example)[0]))
-    texts = args.puzzle
-    if not texts and not named:
-        if sys.stdin.isatty():
-            print("puzzles, one per line, then Ctrl-D:", file=sys.stderr)
-        texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
-    named += [(f"puzzle {i}", text) for i, text in enumerate(texts, 1)]
-    if not named:
-        raise SolveError("no puzzle given: as an argument, by --example N, or one per line of standard input")
+    asked = requests_of(args, export)
     solver = Solver.of(export)
     tty = sys.stdout.isatty()
     color = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     if args.watch:
-        answers = [_watch(solver, name, puzzle, args, color) for name, puzzle in named]
+        answers = [_watch(solver, name, puzzle, args, color) for name, puzzle in asked]
     else:
-        answers = solver.solve([puzzle for _, puzzle in named], max_steps=args.max_steps, settle=args.settle)
-        for (name, puzzle), answer in zip(named, answers):
-            if tty and answer.tokens is not None:
-                print(solver.domain.render(answer.tokens, given=solver.read(puzzle), color=color), flush=True)
-            else:
-                print(answer.text, flush=True)
-            print(f"{name}: {answer.status}", file=sys.stderr, flush=True)
+        fine = [request for request in asked if not isinstance(request.puzzle, Exception)]
+        found = iter(solver.solve([request.puzzle for request in fine], max_steps=args.max_steps, settle=args.settle,
+                                  restarts=args.restarts, vary=args.vary, sigma=args.sigma, seed=args.seed,
+                                  max_seconds=args.seconds))
+        answers = [Answer.refused(r.puzzle) if isinstance(r.puzzle, Exception) else next(found) for r in asked]
+        form = args.format or ("picture" if tty else "text")
+        for request, answer in zip(asked, answers):
+            print(shown(solver, request, answer, form, color), flush=True)
+            print(f"{request.name}: {answer.status}", file=sys.stderr, flush=True)
     return 0 if all(answer.verified for answer in answers) else 1
+
+
+def shown(solver: Solver, request: Request, answer: Answer, form: str, color: bool) -> str:
+    """The answer for standard output."""
+    if form == "json":
+        return json.dumps({"id": request.name, **answer.to_json()})
+    if form == "picture" and answer.tokens is not None:
+        return solver.domain.render(answer.tokens, given=solver.read(request.puzzle), color=color)
+    return answer.text
 
 
 def _watch(solver: Solver, name: str, puzzle, args: argparse.Namespace, color: bool) -> Answer:
     try:
+        if isinstance(puzzle, Exception):
+            raise puzzle
         trace = solver.trace(puzzle, args.max_steps, settle=args.settle)
     except puzzles.PuzzleError as error:
-        answer = Answer("", None, False, False, 0, " ".join(str(error).split()))
+        answer = Answer.refused(error)
     else:
         answer = solver.judge_trace(trace, args.settle)
         columns = shutil.get_terminal_size().columns

@@ -33,6 +33,8 @@ from trm_jax.puzzles import puzzle_of
 from trm_jax.state import Data, System, Weights, total_steps
 
 FORMAT = 1
+TRAINED = Path(__file__).parent / "trained"  # the files that come with this package, by name
+DEFAULT = "rsm-sudoku-quick"
 KEY = "trm_jax"
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 _TENSOR_DTYPES = {"BF16": "bfloat16", "F32": "float32"}
@@ -77,9 +79,20 @@ def from_run(workdir: str | os.PathLike) -> Export:
         "dtype": "float32", "versions": distributed.versions()})
 
 
+def named() -> list[str]:
+    """Names of the weights that come with this package."""
+    return sorted(file.stem for file in TRAINED.glob("*.safetensors"))
+
+
 def read(path: str | os.PathLike) -> Export:
-    """From a run's folder or a weights file."""
-    return from_run(path) if Path(path).is_dir() else load(path)
+    """From a run's folder, a weights file, or one of `named` (where nothing else is called so)."""
+    if Path(path).is_dir():
+        return from_run(path)
+    if not Path(path).exists() and (own := TRAINED / f"{path}.safetensors").is_file():
+        return load(own)
+    if not Path(path).exists() and os.fspath(path) == Path(path).stem:
+        raise WeightsError(f"there is no run, file or trained network called {path}; trained: {', '.join(named())}")
+    return load(path)
 
 
 def save(path: str | os.PathLike, export: Export, dtype: str = "bfloat16") -> None:
