@@ -211,6 +211,19 @@ def test_parameters_are_those_of_the_papers(name):
         assert tuple(model.parameter_count() for model in models) == COUNTS[name]
 
 
+@pytest.mark.parametrize("name, changed, steps", [
+    ("trm_att", {"arch.L_cycles": (6, 4)}, 65_104), ("trm_mlp", {"arch.L_cycles": (6, 4)}, 65_104), ("hrm", {}, 26_041)])
+def test_on_mazes_it_is_the_sudoku_recipe_but_for_the_data(name, changed, steps):
+    """Spec §1 and §4: n 4 for TRM, and no symmetries, which would turn the tie-break among shortest paths."""
+    e = experiment(f"{name}_maze", data={"path": "nowhere"})
+    sudoku = config.to_json(experiment(f"{name}_sudoku", data={"path": "nowhere"}))
+    assert config.differences(sudoku, config.to_json(e)) == changed | {
+        "data.puzzle": ("sudoku", "maze"), "data.augment": (True, False)}
+    with jax.numpy_dtype_promotion("standard"):  # jax's attention in bfloat16
+        text = describe.describe(e)
+    assert f"{COUNTS[f'{name}_sudoku'][1]:,} trained" in text and f"{steps:,} steps of 768" in text
+
+
 # Table 1's depth T (n + 1) layers and millions of parameters, table 3's depth.
 ROWS = {"act": (42, 5), "separate": (42, 10), "no_ema": (42, 5), "layers4_n3": (48, 10), "attention": (42, 7),
         "T2_n2": (12, 5), "one_step": (42, 5), "multi_z": (42, 5), "single_z": (42, 5), "no_act": (42, 5),
