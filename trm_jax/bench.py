@@ -2,9 +2,12 @@
 
     python -m trm_jax.bench --config=experiments/rsm_sudoku.py:quick --against=arch.remat=False
     python -m trm_jax.bench --config=experiments/trm_mlp_sudoku.py --set global_batch_size=16 --against=...
+    python -m trm_jax.bench --config=experiments/trm_att_arc1.py:quick --rows 1000 --rows 960961
 
 The variants take turns within one process, so that what else the machine does hits them alike; the ratio of their
-medians is the figure. Inputs are random tokens of the dataset's shape, or of the published one's.
+medians is the figure. Inputs are random tokens of the dataset's shape, or of the published one's. With --rows the
+variants differ in the rows of the puzzle table instead. Memory: what a step takes beside its arguments ("temporary"),
+and what of its arguments it updates in place.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ class Contender:
         distributed.check_batch(B, mesh)
         tokens = np.random.default_rng(0).integers(1, V, (B, S), np.int32)
         self.batch = Batch(**distributed.put_batch(mesh, {
-            "inputs": tokens, "labels": tokens, "puzzle_identifiers": np.zeros(B, np.int32)}))
+            "inputs": tokens, "labels": tokens,
+            "puzzle_identifiers": np.random.default_rng(1).integers(s.shape.num_puzzle_identifiers, size=B,
+                                                                    dtype=np.int32)}))
         *_, (_, _, self.H, self.L) = s.curriculum.stages()
         last = jnp.int32(s.total_steps - self.repeats - 2)
         self.state = train.place(s, mesh)
@@ -69,24 +74,29 @@ class Contender:
         median = statistics.median(self.seconds)
         flops = self.system.experiment.global_batch_size * self.system.train_flops_per_example(self.H, self.L)
         memory = self.run.memory_analysis()
-        temporary = human(memory.temp_size_in_bytes, "B") if memory else "?"
+        sizes = (memory.temp_size_in_bytes, memory.alias_size_in_bytes) if memory else ()
+        temporary, in_place = (human(size, "B") for size in sizes) if memory else "??"
         return (f"{self.name:32}{1e3 * median:10.1f}{1e3 * min(self.seconds):9.1f}{1e3 * max(self.seconds):9.1f}"
-                f"{median / statistics.median(first.seconds):8.2f}{temporary:>12}"
+                f"{median / statistics.median(first.seconds):8.2f}{temporary:>12}{in_place:>12}"
                 f"{human(flops / median, 'FLOP/s'):>16}{self.compile_seconds:11.1f}")
 
 
-def contender(base: config.Experiment, changes: str, repeats: int) -> Contender:
-    """`changes`: "" or "arch.remat=False,global_batch_size=64"."""
+def contender(base: config.Experiment, changes: str, repeats: int, rows: int = 0) -> Contender:
+    """`changes`: "" or "arch.remat=False,global_batch_size=64". rows: of the puzzle table; 0: as many as the data has.
+    """
     experiment = config.with_fields(base, config.read_fields(changes.split(",") if changes else []))
     # The last stage of the curriculum is what is timed, whatever the length of the run.
     steps = max(experiment.total_steps, 1000)
-    return Contender(changes or "as configured",
-                     System(dataclasses.replace(experiment, total_steps=steps), shape_of(experiment), steps), repeats)
+    shape = shape_of(experiment)
+    shape = dataclasses.replace(shape, num_puzzle_identifiers=rows or shape.num_puzzle_identifiers)
+    return Contender(changes or (f"{rows:,} rows" if rows else "as configured"),
+                     System(dataclasses.replace(experiment, total_steps=steps), shape, steps), repeats)
 
 
-def compare(base: config.Experiment, against: list[str], repeats: int) -> str:
-    """Text for a terminal: the config and its variants, one line each."""
-    contenders = [contender(base, changes, repeats) for changes in ["", *against]]
+def compare(base: config.Experiment, against: list[str], repeats: int, rows: Sequence[int] = ()) -> str:
+    """Text for a terminal: the config and its variants, one line each; or the config with so many rows each."""
+    contenders = ([contender(base, "", repeats, n) for n in rows] if rows else
+                  [contender(base, changes, repeats) for changes in ["", *against]])
     for turn in range(repeats + 1):
         for c in contenders:
             c.step()
@@ -96,7 +106,8 @@ def compare(base: config.Experiment, against: list[str], repeats: int) -> str:
     return "\n".join([
         f"one training step, batch {base.global_batch_size}, H {first.H}, L {first.L}, "
         f"{distributed.device_description()}, median of {repeats} in turns",
-        f"{'':32}{'median ms':>10}{'min':>9}{'max':>9}{'ratio':>8}{'temporary':>12}{'model':>16}{'compile s':>11}",
+        f"{'':32}{'median ms':>10}{'min':>9}{'max':>9}{'ratio':>8}{'temporary':>12}{'in place':>12}{'model':>16}"
+        f"{'compile s':>11}",
         *(c.line(first) for c in contenders)])
 
 
@@ -107,13 +118,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="in the config; repeatable")
     parser.add_argument("--against", action="append", default=[], metavar="FIELD=VALUE[,...]",
                         help="a variant of the config; repeatable")
+    parser.add_argument("--rows", type=int, action="append", default=[], metavar="N",
+                        help="the config with a puzzle table of N rows; repeatable, instead of --against")
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each; the median counts (%(default)s)")
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error(f"--repeats={args.repeats} must be at least 1")
+    if args.rows and (args.against or min(args.rows) < 1):
+        parser.error("--rows must be at least 1, and goes without --against")
     return guarded(lambda: print(compare(
         config.with_fields(config.parse(config.from_file(args.config)), config.read_fields(args.set)),
-        args.against, args.repeats)))
+        args.against, args.repeats, args.rows)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from trm_jax.supervision import detached_calls
 
 # Of the published datasets, for when the folder is not there yet: shape and training groups.
 PUBLISHED = {"sudoku": (Shape(seq_len=81, vocab_size=11), 3_831_994),
-             "maze": (Shape(seq_len=900, vocab_size=6), 1000)}
+             "maze": (Shape(seq_len=900, vocab_size=6), 1000),
+             "arc": (Shape(seq_len=900, vocab_size=12, num_puzzle_identifiers=960_961), 960)}
 
 
 def describe(experiment: Experiment) -> str:

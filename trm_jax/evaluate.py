@@ -18,7 +18,17 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from trm_jax import arc_voting, checkpoints, config, distributed, losses, metrics, recursion, signals
+from trm_jax import (
+    arc_voting,
+    checkpoints,
+    config,
+    distributed,
+    losses,
+    metrics,
+    puzzle_table,
+    recursion,
+    signals,
+)
 from trm_jax.data import pipeline
 from trm_jax.distributed import AXIS
 from trm_jax.models.network import Model
@@ -45,13 +55,15 @@ def answers_at(model: Model, mesh: Mesh, weights: Weights, inputs: Array, identi
                L: int, stop_halted: bool = False) -> Answers:
     """Answers after each of `depths` [K] test steps (ascending, see Model.test_step), all from one unroll.
 
-    The batch is split over the mesh, and no device hears of another.
+    The batch is split over the mesh, and no device hears of another, but for their columns of a split puzzle table.
     """
+    split = puzzle_table.is_split(model, mesh)
+
     def local(weights, inputs, identifiers, depths):
         halts = functools.partial(model.wants_to_halt, weights.params) if stop_halted else None
         core = model.core(weights.params)
         decode = functools.partial(model.answer, weights.params)
-        x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
+        x = model.embed(weights.params, inputs, puzzle_table.rows_of(model, weights.table, identifiers, split))
 
         def advance(watched, cycles):
             watched = recursion.unroll_watched(core, watched, x, cycles, L, decode, model.test_step, halts)
@@ -62,8 +74,8 @@ def answers_at(model: Model, mesh: Mesh, weights: Weights, inputs: Array, identi
         steps = jnp.diff(depths, prepend=jnp.zeros(1, depths.dtype))
         return lax.scan(advance, start, steps)[1]
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS), P()), out_specs=P(None, AXIS),
-                         check_vma=False)(weights, inputs, identifiers, depths)
+    return jax.shard_map(local, mesh=mesh, in_specs=(puzzle_table.weights_specs(model, mesh), P(AXIS), P(AXIS), P()),
+                         out_specs=P(None, AXIS), check_vma=False)(weights, inputs, identifiers, depths)
 
 
 class Evaluator:
@@ -356,12 +368,12 @@ def evaluate(experiment, workdir: str | os.PathLike,
 
 
 def load_weights(system: System, workdir: str | os.PathLike, mesh: Mesh) -> tuple[Weights, int]:
-    """The evaluated parameters of a run's best checkpoint (else its last one), on every device; and its step."""
-    everywhere = distributed.replicated(mesh)
-    params, fixed, table = jax.eval_shape(system.model.init, jax.random.key(0))
+    """The evaluated parameters of a run's best checkpoint (else its last one), where they belong; and its step."""
     name = "ema" if system.experiment.ema else "params"
-    wanted = {name: params, "fixed": fixed, "table": table}
-    wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), wanted)
+    places = puzzle_table.weights_shardings(system.model, mesh)
+    wanted = {field: jax.tree.map(lambda a, place=place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree)
+              for field, tree, place in zip((name, "fixed", "table"),
+                                            jax.eval_shape(system.model.init, jax.random.key(0)), places)}
     with checkpoints.Checkpointer(workdir, best_metric=best_metric(system.experiment), read_only=True) as checkpointer:
         restored = checkpointer.restore_fields(wanted, checkpointer.best_step())
     if restored is None:

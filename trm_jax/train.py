@@ -16,17 +16,18 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trm_jax import checkpoints, config, distributed, evaluate, metrics, optimizers
+from trm_jax import checkpoints, config, distributed, evaluate, metrics, optimizers, puzzle_table
 from trm_jax.data import pipeline
 from trm_jax.distributed import AXIS
 from trm_jax.state import Data, System, TrainState, total_steps
 from trm_jax.supervision import Batch, DeepSums, SlotDraw, Sums
 
 
-def state_specs(system: System) -> TrainState:
-    """How the state is split: everything on every device, but the slots' carry, which is split like the batch."""
+def state_specs(system: System, mesh: Mesh) -> TrainState:
+    """How the state is split: everything on every device, but the slots' carry, which is split like the batch, and a
+    large puzzle table (see puzzle_table.py)."""
     specs = jax.tree.map(lambda axis: P(*[None] * axis, AXIS), system.contract.batch_axes())
-    return TrainState(P(), P(), P(), P(), P(), P(), P(), specs)
+    return TrainState(P(), P(), P(), puzzle_table.spec(system.model, mesh), P(), P(), P(), specs)
 
 
 def make_step(system: System, mesh: Mesh, L: int):
@@ -34,9 +35,11 @@ def make_step(system: System, mesh: Mesh, L: int):
 
     Every device works on its part of the batch; gradients, the gradients of the puzzle table's rows and the sums
     meet in one all-reduce of one vector. (Left to the partitioner, each parameter's gradient would be reduced on
-    its own, and those of a scan inside of it.)
+    its own, and those of a scan inside of it.) Those of a split table's rows do not: each device gets those of its
+    columns by an all-to-all.
     """
     e, contract, optimizer = system.experiment, system.contract, system.optimizer
+    split = puzzle_table.is_split(system.model, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums | DeepSums]:
         t = state.step + 1
@@ -45,16 +48,20 @@ def make_step(system: System, mesh: Mesh, L: int):
         first = lax.axis_index(AXIS) * b
         start = contract.begin(state.fixed, state.carry, batch, k_begin, SlotDraw(e.global_batch_size, first))
         ids = start.batch.puzzle_identifiers
-        rows = system.model.rows(state.table, ids)
+        rows = puzzle_table.rows_of(system.model, state.table, ids, split)
 
         grad = jax.value_and_grad(contract.loss, argnums=(0, 1), has_aux=True)
         (_, (carry, sums)), (grads, row_grads) = grad(state.params, rows, start, system.curriculum.H(t), L, k_loss)
 
         distinct, slots = optimizers.touched_rows(lax.all_gather(ids, AXIS, tiled=True),
                                                   system.shape.num_puzzle_identifiers)
-        row_sums = jax.ops.segment_sum(row_grads, lax.dynamic_slice(slots, (first,), (b,)), distinct.shape[0])
-        flat, unravel = ravel_pytree((grads, row_sums, sums))
-        grads, row_sums, sums = unravel(lax.psum(flat, AXIS))
+        if split:
+            row_sums, to_sum = jax.ops.segment_sum(puzzle_table.columns_of(row_grads), slots, distinct.shape[0]), ()
+        else:
+            to_sum = jax.ops.segment_sum(row_grads, lax.dynamic_slice(slots, (first,), (b,)), distinct.shape[0])
+        flat, unravel = ravel_pytree((grads, to_sum, sums))
+        grads, summed, sums = unravel(lax.psum(flat, AXIS))
+        row_sums = row_sums if split else summed
         grads = jax.tree.map(lambda g: g / e.global_batch_size, grads)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -68,7 +75,7 @@ def make_step(system: System, mesh: Mesh, L: int):
             table = optimizers.sign_sgd(table, distinct, row_sums, lr, e.puzzle_emb_weight_decay)
         return TrainState(t, params, state.fixed, table, opt_state, ema, state.key, carry), sums
 
-    specs = state_specs(system)
+    specs = state_specs(system, mesh)
     batch_specs = Batch(P(AXIS), P(AXIS), P(AXIS))
     mapped = jax.shard_map(step, mesh=mesh, in_specs=(specs, batch_specs), out_specs=(specs, P()), check_vma=False)
     return jax.jit(mapped, donate_argnums=0)
@@ -76,7 +83,7 @@ def make_step(system: System, mesh: Mesh, L: int):
 
 def place(system: System, mesh: Mesh) -> TrainState:
     """A fresh state, made where it belongs."""
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(system),
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(system, mesh),
                              is_leaf=lambda x: isinstance(x, P))
     # A sharding stands for the whole subtree under it.
     abstract = jax.eval_shape(system.init_state)

@@ -26,7 +26,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from trm_jax import checkpoints, config, distributed, evaluate, puzzles
+from trm_jax import checkpoints, config, distributed, evaluate, puzzle_table, puzzles
 from trm_jax.errors import UserError, guarded
 from trm_jax.models.network import Model, Shape
 from trm_jax.puzzles import puzzle_of
@@ -153,7 +153,9 @@ def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike, pat
         raise WeightsError(f"{path} does not fit this config:\n  " + "\n  ".join(
             f"{name}: the file has {a!r}, now {b!r}" for name, (a, b) in found.items()))
     system = System(experiment, data.shape, export.metadata["total_steps"])
-    weights = jax.device_put(export.weights, distributed.replicated(mesh))
+    places = puzzle_table.weights_shardings(system.model, mesh)
+    weights = Weights(*(jax.tree.map(lambda a, place=place: jax.device_put(a, place), tree)
+                        for tree, place in zip(export.weights, places)))
     evaluator = evaluate.Evaluator(system, data, mesh)
     result = evaluator(weights, export.metadata["step"], export.metadata["L"], note)
     result |= {"parameters": export.metadata["parameters"],
