@@ -120,6 +120,7 @@ def quick(c):
 
     c.eval.H_test = (2, 4, 8, 16, 32, 64, 128, 256)
     c.eval.L_test = ()
+    c.eval.restarts = 8
     c.eval.max_examples = 200
     c.eval.batch_size = 50  # on a CPU the state of a batch should fit into its caches
     c.eval.interval_steps = 0

@@ -203,3 +203,18 @@ def test_a_run_is_evaluated_with_its_own_config(tmp_path):
     other = tiny.dataset(tmp_path / "other", test=5)
     with pytest.raises(checkpoints.CheckpointError, match="holds no checkpoint yet"):
         evaluate.evaluate(tiny.experiment(other, eval={"H_test": [2]}), tmp_path / "run")
+
+
+def test_as_a_solver(given, result):
+    system, data, weights = given
+    assert "solved" not in result and "as a solver" not in evaluate.table(result)
+    found = run(*given, restarts=3, vary="start", sigma=0.5)
+    solved = found["solved"]
+    assert found["figures"][0]["counts"] == result["figures"][0]["counts"]
+    assert solved["n"] == 13 and (solved["H_test"], solved["restarts"]) == (max(DEPTHS), 3)
+    assert solved["exact_accuracy"] >= result["figures"][-1]["verified"], "the last depth is among what it may take"
+    assert solved["core_calls_per_example"] >= (L + 1) * solved["mean_cycles"] > 0
+    shown = evaluate.table(found)
+    assert "as a solver: done when verified" in shown and "noise of 0.5 at the start" in shown
+    with pytest.raises(config.ConfigError, match="eval.restarts = 2: must be 0: ARC"):
+        config.parse({"data": {"puzzle": "arc"}, "eval": {"restarts": 2}})

@@ -80,7 +80,8 @@ def test_symmetries_are_undone_and_noise_is_not_the_neighbours():
     def jobs(rows, **settings):
         r = inference.solve(model, w, inputs[rows], 2, Settings(settle=0, max_cycles=3, **settings),
                             draw_symmetry=DOMAIN.draw_symmetry)
-        return {(int(np.arange(5)[rows][p]), int(k)): t for p, k, t in zip(r.jobs.puzzle, r.jobs.restart, r.jobs.tokens)}
+        which = np.arange(5)[rows][r.jobs.puzzle]
+        return {(int(p), int(k)): tokens for p, k, tokens in zip(which, r.jobs.restart, r.jobs.tokens)}
     found = jobs(slice(None), restarts=3, vary="symmetry", batch_size=4, seed=7)
     assert len(found) == 15
     for (p, k), tokens in found.items():
@@ -156,9 +157,10 @@ def table(*rows):
     (("vote",), [1, 6, 9, -1]), (("residual", "vote"), [0, 6, 9, -1])])
 def test_choice(by, chosen):
     jobs = table(
-        (0, 0, 1, False, "settled", 1e-6, 0), (0, 1, 2, False, "settled", 1e-3, 3), (0, 2, 2, False, "settled", 1e-3, 1),
-        (0, 3, 3, True, "verified", 0.5, 2),
-        (1, 0, 1, False, "settled", 1e-1, 5), (1, 1, 2, False, "settled", 3e-5, 4), (1, 2, 3, False, "settled", 2e-5, 3),
+        (0, 0, 1, False, "settled", 1e-6, 0), (0, 1, 2, False, "settled", 1e-3, 3),
+        (0, 2, 2, False, "settled", 1e-3, 1), (0, 3, 3, True, "verified", 0.5, 2),
+        (1, 0, 1, False, "settled", 1e-1, 5), (1, 1, 2, False, "settled", 3e-5, 4),
+        (1, 2, 3, False, "settled", 2e-5, 3),
         (2, 1, 9, False, "settled", 1e-2, 9), (1, 3, 3, False, "settled", 4e-5, 2), (2, 0, 8, False, "budget", 1e-3, 0),
         (2, 2, 8, False, "budget", 1e-3, 0), (2, 3, 7, False, "cancelled", 1e-9, 99))
     assert inference.choose(jobs, 4, by).tolist() == chosen

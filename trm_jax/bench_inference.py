@@ -1,8 +1,8 @@
 """What thinking costs, and how best to spend it: three measurements of weights on held-out puzzles.
 
-    python -m trm_jax.bench_inference batching --data=data/sudoku-40          continuous batching against a fixed unroll
-    python -m trm_jax.bench_inference speed --batch_sizes=1,64,512            cycles per second
-    python -m trm_jax.bench_inference spend --data=data/sudoku-hard           restarts against depth, at equal core calls
+    python -m trm_jax.bench_inference batching --data=data/sudoku-40       continuous batching against a fixed unroll
+    python -m trm_jax.bench_inference speed --batch_sizes=1,64,512         cycles per second
+    python -m trm_jax.bench_inference spend --data=data/sudoku-hard        restarts against depth, at equal core calls
 
 Weights are a run's (--workdir), a file's or a name (--weights). With --out=FILE.json the result is written there, and
 with `batching` so is every finished batch of the fixed unroll: the same command goes on where it stopped.
@@ -55,8 +55,8 @@ class Subject:
         sample = "all of the split" if len(rows) == test.num_examples else f"a seeded sample of {test.num_examples}"
         return cls(export, np.asarray(test.inputs[rows]), np.asarray(test.labels[rows]), {
             "dataset": path, "examples": len(rows), "sample": sample, "step": export.metadata["step"],
-            "parameters": export.metadata["parameters"], "L": export.metadata["L"], "device": distributed.device_description(),
-            "versions": distributed.versions()})
+            "parameters": export.metadata["parameters"], "L": export.metadata["L"],
+            "device": distributed.device_description(), "versions": distributed.versions()})
 
     def solve(self, settings: Settings, verify: bool = True, limit: int | None = None) -> inference.Results:
         e, domain = self.export, self.export.domain
@@ -146,8 +146,8 @@ def _fixed(subject: Subject, cycles: int, batch: int, out: Path | None) -> tuple
 def show_batching(r: dict[str, Any]) -> str:
     n, fixed = r["examples"], r["fixed"]
     lines = [f"{n:,} puzzles of {r['dataset']}, at most {r['limit']:,} cycles of {r['L'] + 1} calls, {r['device']}",
-             f"{'':24}{'seconds':>10}{'core calls':>16}{'right':>8}{'finished':>10}{'same as fixed':>15}{'fewer calls':>13}"
-             f"{'less time':>11}",
+             f"{'':24}{'seconds':>10}{'core calls':>16}{'right':>8}{'finished':>10}{'same as fixed':>15}"
+             f"{'fewer calls':>13}{'less time':>11}",
              f"{'fixed unroll':24}{fixed['seconds']:>10.1f}{fixed['core_calls']:>16,}{fixed['right']:>8,}"]
     for name in ("settling", "settling_or_verified"):
         of = r[name]
@@ -168,7 +168,8 @@ def speed(subject: Subject, batch_sizes: Sequence[int], seconds: float) -> dict[
     def run(b, cycles):
         begun = time.perf_counter()
         inputs = jnp.asarray(np.resize(subject.inputs, (b, subject.inputs.shape[1])))
-        jax.block_until_ready(program(e.model, e.weights, inputs, jnp.zeros(b, jnp.int32), np.int32(cycles), L=subject.L))
+        ids = jnp.zeros(b, jnp.int32)
+        jax.block_until_ready(program(e.model, e.weights, inputs, ids, np.int32(cycles), L=subject.L))
         return time.perf_counter() - begun
     cycles = {}
     for b in batch_sizes:
@@ -295,7 +296,8 @@ def _run(args: argparse.Namespace) -> None:
         settings = Settings(sigma=args.sigma, batch_size=args.batch_size)
         if uneven := [R for R in args.restarts if args.cycles % R]:
             raise BenchError(f"--cycles={args.cycles} cannot be shared out among {uneven[0]} restarts evenly")
-        result, show = spend(subject, args.cycles, args.restarts, args.vary, settings, lambda row: say(str(row))), show_spend
+        result = spend(subject, args.cycles, args.restarts, args.vary, settings, lambda row: say(str(row)))
+        show = show_spend
     result = subject.facts | result
     print(show(result))
     if args.out:

@@ -111,6 +111,11 @@ class Eval:
     max_examples: int = 0  # 0: the whole test set; otherwise a seeded sample of this many
     settled_cycles: int = 4  # settled: the answer has not changed for this many units of H_test
     stop_halted: bool = False  # a puzzle's answer stays as it is once the halting head wants to stop
+    # Besides, answer each puzzle as a solver would (see inference.py): to the last of H_test, done when it has settled
+    # or the rules accept it, and tried again if they do not, up to so many times in all. 0: do not.
+    restarts: int = 0
+    vary: Literal["symmetry", "start", "cycle"] = "symmetry"  # what tells restarts apart
+    sigma: float = 0.3  # standard deviation of the noise (vary: start, cycle)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +337,7 @@ def _impossible(e: Experiment) -> list[str]:
     _impossible_supervision(e, need)
     for name in ("arch.H_layers", "arch.grad_calls", "arch.puzzle_emb_ndim", "arch.puzzle_emb_len",
                  "arch.mlp_hidden_size", "arch.mixer_hidden_size", "seed", "total_steps", "lr_warmup_steps",
-                 "eval.interval_steps", "eval.max_examples", "grad_clip_norm", "transition_lr_warmup_steps",
+                 "eval.interval_steps", "eval.max_examples", "eval.restarts", "eval.sigma", "grad_clip_norm", "transition_lr_warmup_steps",
                  "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay", "optimizer_reset_scale",
                  "puzzle_emb_lr", "lr"):
         need(get(name) >= 0, name, "must not be negative")
@@ -376,6 +381,9 @@ def _impossible(e: Experiment) -> list[str]:
     need(len(e.eval.H_test) > 0 and all(h >= 1 for h in e.eval.H_test), "eval.H_test", "needs entries of at least 1")
     need(list(e.eval.H_test) == sorted(set(e.eval.H_test)), "eval.H_test", "must ascend")
     need(all(l >= 1 for l in e.eval.L_test), "eval.L_test", "needs entries of at least 1")
+    need(e.eval.restarts == 0 or e.data.puzzle != "arc", "eval.restarts", "must be 0: ARC has no rules to verify by")
+    need(e.eval.restarts < 2 or e.eval.vary == "symmetry" or e.eval.sigma > 0, "eval.sigma",
+         "must be positive: restarts that differ by noise need some")
     return faults
 
 

@@ -23,6 +23,7 @@ from trm_jax import (
     checkpoints,
     config,
     distributed,
+    inference,
     losses,
     metrics,
     puzzle_table,
@@ -114,6 +115,7 @@ class Evaluator:
         n, of = len(self._rows), self._data.test.num_examples
         return {
             "figures": figures,
+            **({"solved": self._solve(weights, (e.L_test or (L,))[-1])} if e.restarts else {}),
             "dataset": system.experiment.data.path,
             "split": "test",
             "examples": n,
@@ -130,6 +132,26 @@ class Evaluator:
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": distributed.versions(),
         }
+
+    def _solve(self, weights: Weights, L: int) -> dict[str, Any]:
+        """What the engine makes of the same puzzles, with the verifier at its side. One device of process 0 computes."""
+        weights = jax.tree.map(lambda array: jnp.asarray(distributed.gather_to_host(array)), weights)
+        if not distributed.is_primary():
+            return {}
+        e, domain, test = self._system.experiment.eval, self._data.domain, self._data.test
+        settings = inference.Settings(max_cycles=e.H_test[-1], settle=2 * e.settled_cycles, restarts=e.restarts,
+                                      vary=e.vary, sigma=e.sigma)
+        inputs = np.asarray(test.inputs[self._rows])
+        r = inference.solve(self._system.model, weights, inputs, L, settings, draw_symmetry=domain.draw_symmetry,
+                            verify=lambda a, b: domain.verify(a, b).solved)
+        n = len(inputs)
+        return {"H_test": settings.max_cycles, "L_test": L, "settle": settings.settle, "restarts": e.restarts,
+                "vary": e.vary, "sigma": None if e.vary == "symmetry" else e.sigma, "n": n,
+                "exact_accuracy": float((r.answers.tokens == test.labels[self._rows]).all(axis=1).mean()),
+                "verified": float(r.answers.verified.mean()),
+                "by_restart": int((r.answers.verified & (r.answers.restart > 0)).sum()),
+                "mean_cycles": r.cycles / n, "core_calls_per_example": r.core_calls / n,
+                "flops_per_example": inference.flops(self._system.model, r, L), "seconds": r.seconds}
 
     def _unroll(self, weights: Weights, L: int, note) -> list[dict[str, Any]]:
         e, data = self._system.experiment.eval, self._data
@@ -310,7 +332,20 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"  exact{verified and ', ' + verified} by source at H_test {result['figures'][-1]['H_test']}: "
                      + ", ".join(f"{name} {', '.join(percent(s[which]) for which in names)} (n {s['n']:,})"
                                  for name, s in sources.items()))
-    return "\n".join(lines + _signals(result["figures"][-1], verified))
+    return "\n".join(lines + _signals(result["figures"][-1], verified) + _solved(result))
+
+
+def _solved(result: dict[str, Any]) -> list[str]:
+    """What the engine made of the same puzzles."""
+    if not (s := result.get("solved")):
+        return []
+    by = "" if s["restarts"] == 1 else f", up to {s['restarts']} tries that differ by " + {
+        "symmetry": "a symmetry", "start": f"noise of {s['sigma']:g} at the start",
+        "cycle": f"noise of {s['sigma']:g} in every cycle"}[s["vary"]]
+    return [f"  as a solver: done when {result['verified_as']} or unchanged for {s['settle']}, at most H_test "
+            f"{s['H_test']}{by}:",
+            f"  exact {percent(s['exact_accuracy'])}, {result['verified_as']} {percent(s['verified'])} (n {s['n']:,}; "
+            f"{s['by_restart']:,} of them by a later try), {s['mean_cycles']:.1f} cycles a puzzle, {s['seconds']:.0f} s"]
 
 
 def _signals(figure: dict[str, Any], verified_as: str | None) -> list[str]:

@@ -306,7 +306,8 @@ class _Run:
             raise InferenceError("vary = 'symmetry': this puzzle has no symmetries to draw; vary start or cycle")
         self._model, self._weights, self._L, self._settings = model, weights, L, settings
         self._verify, self._draw, self._inputs = verify, draw_symmetry, inputs
-        self._identifiers = np.zeros(len(inputs), np.int32) if identifiers is None else np.asarray(identifiers, np.int32)
+        rows = np.zeros(len(inputs)) if identifiers is None else identifiers
+        self._identifiers = np.asarray(rows, np.int32)
         self._calls = model.test_cycles * (L + 1)
         self._queue = _Queue(len(inputs), settings, self._calls)
         self._noisy = settings.vary if settings.restarts > 1 and settings.vary != "symmetry" else ""
