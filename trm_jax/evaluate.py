@@ -91,11 +91,11 @@ class Evaluator:
         self._system, self._data, self._mesh = system, data, mesh
         e = system.experiment.eval
         n = data.test.num_examples
-        self._rows = np.arange(n)
+        self.rows = np.arange(n)
         if e.max_examples and e.max_examples < n:
-            self._rows = np.sort(np.random.default_rng(0).choice(n, e.max_examples, replace=False))
+            self.rows = np.sort(np.random.default_rng(0).choice(n, e.max_examples, replace=False))
         devices = mesh.devices.size
-        self._batch_size = -(-min(e.batch_size, len(self._rows)) // devices) * devices
+        self._batch_size = -(-min(e.batch_size, len(self.rows)) // devices) * devices
         distributed.check_batch(self._batch_size, mesh)
         self._ballot = None  # makes empty votes
         if data.domain.name == "arc":
@@ -112,7 +112,7 @@ class Evaluator:
         begun = time.perf_counter()
         self.votes = None
         figures = [figure for L_test in e.L_test or (L,) for figure in self._unroll(weights, L_test, note)]
-        n, of = len(self._rows), self._data.test.num_examples
+        n, of = len(self.rows), self._data.test.num_examples
         return {
             "figures": figures,
             **({"solved": self._solve(weights, (e.L_test or (L,))[-1])} if e.restarts else {}),
@@ -161,7 +161,7 @@ class Evaluator:
         votes = [self._ballot() for _ in depths] if self._ballot else []
         kept: list[list[tuple[Marks, Answers]]] = [[] for _ in depths]
         done, reported = 0, time.perf_counter()
-        for batch in pipeline.test_batches(data.test, self._batch_size, rows=self._rows):
+        for batch in pipeline.test_batches(data.test, self._batch_size, rows=self.rows):
             placed = distributed.put_batch(
                 self._mesh, {k: batch[k][local] for k in ("inputs", "puzzle_identifiers")})
             answers = answers_at(self._system.model, self._mesh, weights, placed["inputs"],
@@ -178,10 +178,10 @@ class Evaluator:
                     halts = np.zeros(len(at.tokens)) if at.halting_logit is None else at.halting_logit
                     votes[k].add(batch["puzzle_identifiers"], batch["inputs"], at.tokens, halts)
             done += int(valid.sum())
-            if time.perf_counter() - reported > REPORT_SECONDS and done < len(self._rows):
+            if time.perf_counter() - reported > REPORT_SECONDS and done < len(self.rows):
                 reported = time.perf_counter()
-                note(f"evaluating to H {depths[-1]}, L {L}: {done:,} of {len(self._rows):,} puzzles")
-        sources = data.test.sources[self._rows] if data.test.sources is not None else None
+                note(f"evaluating to H {depths[-1]}, L {L}: {done:,} of {len(self.rows):,} puzzles")
+        sources = data.test.sources[self.rows] if data.test.sources is not None else None
 
         def figure(k: int, H: int) -> dict[str, Any]:
             marks, at = jax.tree.map(lambda *parts: np.concatenate(parts), *kept[k])
