@@ -141,13 +141,13 @@ class Evaluator:
         e, domain, test = self._system.experiment.eval, self._data.domain, self._data.test
         settings = inference.Settings(max_cycles=e.H_test[-1], settle=2 * e.settled_cycles, restarts=e.restarts,
                                       vary=e.vary, sigma=e.sigma)
-        inputs = np.asarray(test.inputs[self._rows])
+        inputs = np.asarray(test.inputs[self.rows])
         r = inference.solve(self._system.model, weights, inputs, L, settings, draw_symmetry=domain.draw_symmetry,
                             verify=lambda a, b: domain.verify(a, b).solved)
         n = len(inputs)
         return {"H_test": settings.max_cycles, "L_test": L, "settle": settings.settle, "restarts": e.restarts,
                 "vary": e.vary, "sigma": None if e.vary == "symmetry" else e.sigma, "n": n,
-                "exact_accuracy": float((r.answers.tokens == test.labels[self._rows]).all(axis=1).mean()),
+                "exact_accuracy": float((r.answers.tokens == test.labels[self.rows]).all(axis=1).mean()),
                 "verified": float(r.answers.verified.mean()),
                 "by_restart": int((r.answers.verified & (r.answers.restart > 0)).sum()),
                 "mean_cycles": r.cycles / n, "core_calls_per_example": r.core_calls / n,
