@@ -17,6 +17,7 @@ from trm_jax import config, inference, solve, weights
 from trm_jax.models.network import Model, Shape
 from trm_jax.solver import SolveError, Solver
 
+
 @pytest.fixture(scope="module")
 def solver():
     return Solver(Scripted(), DOMAIN, weights.Weights({}, {}, None), L=2)

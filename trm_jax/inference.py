@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections import deque
 from collections.abc import Callable
