@@ -151,6 +151,11 @@ class Votes:
             "tasks": len(self._tests), "test_inputs": sum(map(len, self._tests.values())), "unanswered": unanswered,
             "predictions": self.predictions, "pooled_evaluations": self.evaluations}
 
+    def ranked(self, task: str, test_input: np.ndarray) -> list[tuple[np.ndarray, int]]:
+        """The grids that were voted for, the first choice first, each with its votes."""
+        ballot = self._ballots[task, arc.grid_key(test_input)]
+        return [(arc.grid_of(key), ballot[key][0]) for key in ranked(ballot)]
+
     def submission(self) -> dict[str, list[dict[str, list[list[int]]]]]:
         """Kaggle's submission.json: every task, every test input, two attempts each."""
         return {task: [self._attempts(task, key) for key, _ in pairs] for task, pairs in self._tests.items()}

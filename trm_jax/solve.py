@@ -6,7 +6,7 @@
     python -m trm_jax.solve --workdir=runs/quick --example=3 --watch      the answer as it fills in
 
 A line is a puzzle as text, or JSON: a string, or an object {"puzzle": "...", "id": ...}; a .json file is a list of
-these, or an object of them by id. A puzzle is done when the rules accept its answer, when the answer has stood still,
+these, or an object of them by id, such as ARC's challenges: a task is {"test": [{"input": grid}, ...]}. A puzzle is done when the rules accept its answer, when the answer has stood still,
 or when its budget is spent.
 
 The exit status is 0 if the verifier accepts every answer, 1 if not, 2 if nothing could be tried.
@@ -27,9 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trm_jax import distributed, puzzles, weights
+from trm_jax.data import arc as arc_data
 from trm_jax.data import store
 from trm_jax.errors import guarded
-from trm_jax.solver import Answer, SolveError, Solver, Trace
+from trm_jax.puzzles import arc
+from trm_jax.solver import Answer, SolveError, Solver, Trace, solver_of
 
 MAX_FRAMES = 11  # of a film strip, besides the puzzle: four rows of three
 _STYLE = re.compile(r"\x1b\[([\d;]*)m")
@@ -62,13 +64,15 @@ def frames(domain: puzzles.Domain, trace: Trace, color: bool) -> list[str]:
         tokens = trace.tokens[cycle - 1]
         changed = tokens != previous
         drawn = domain.render(tokens, given=trace.inputs, changed=changed, color=True)
-        if domain.verify(trace.inputs[None], tokens[None]).solved[0]:
-            verdict = "verified"
+        if not domain.verified_as:  # no rules to break
+            verdict = ""
+        elif domain.verify(trace.inputs[None], tokens[None]).solved[0]:
+            verdict = ", verified"
         elif (found := len(conflicts(domain, tokens))):
-            verdict = f"{found} clash{'es' * (found > 1)}"
+            verdict = f", {found} clash{'es' * (found > 1)}"
         else:
-            verdict = "not solved"
-        pictures.append(_picture(f"cycle {cycle}", f"{changed.sum()} changed, {verdict}",
+            verdict = ", not solved"
+        pictures.append(_picture(f"cycle {cycle}", f"{changed.sum()} changed{verdict}",
                                  drawn if color else _plain(drawn)))
         previous = tokens
     return pictures
@@ -114,9 +118,15 @@ def _plain(drawn: str) -> str:
 # The command line.
 
 
-def load_example(export: weights.Export, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs [S], labels [S]) of a puzzle of the test set that belongs to the weights."""
+def load_example(export: weights.Export, number: int) -> tuple[Any, np.ndarray]:
+    """(inputs [S], labels [S]) of a puzzle of the test set that belongs to the weights; of ARC (task, labels [S])."""
     d = export.experiment.data
+    if export.domain.name == "arc":
+        tasks = arc_data.load_test_puzzles(d.path)
+        if not 0 <= number < len(tasks):
+            raise SolveError(f"there is no test task {number} in {d.path}: they are numbered 0 to {len(tasks) - 1}")
+        name, task = list(tasks.items())[number]
+        return {"id": name, **task}, arc.to_canvas(np.array(task["test"][0]["output"]))
     test = store.load(d.path, "test", make=d.how_to_make)
     if not 0 <= number < test.num_examples:
         raise SolveError(f"there is no test puzzle {number} in {d.path}: they are numbered 0 to "
@@ -147,8 +157,12 @@ class Request(NamedTuple):
     puzzle: Any  # text or tokens; an exception where there is none
 
 
-def read_requests(text: str, whole: bool = False) -> list[Request]:
-    """Puzzles of a text, one per line; of one JSON value with `whole`. Raises SolveError only for the latter."""
+def read_requests(text: str, whole: bool = False, stem: str = "puzzle") -> list[Request]:
+    """Puzzles of a text, one per line; of one JSON value with `whole`. Raises SolveError only for the latter.
+
+    Args:
+      stem: names the puzzle of a JSON value that is one and has no id (ARC's tasks have their ID as file name).
+    """
     if not whole:
         lines = [line.strip("\r\n") for line in text.splitlines() if line.strip()]
         return [_request(f"puzzle {i}", _from_line(line)) for i, line in enumerate(lines, 1)]
@@ -156,8 +170,10 @@ def read_requests(text: str, whole: bool = False) -> list[Request]:
         value = json.loads(text)
     except ValueError as error:
         raise SolveError(f"cannot be read as JSON ({error})") from None
-    if isinstance(value, dict) and "puzzle" not in value:
+    if isinstance(value, dict) and "puzzle" not in value and "test" not in value:
         return [_request(name, item) for name, item in value.items()]
+    if isinstance(value, dict):
+        return [_request(stem, value)]
     return [_request(f"puzzle {i}", item) for i, item in enumerate(value if isinstance(value, list) else [value], 1)]
 
 
@@ -173,6 +189,8 @@ def _from_line(line: str) -> Any:
 def _request(name: str, value: Any) -> Request:
     if isinstance(value, dict):
         name = str(value.get("id", name))
+        if "test" in value:  # an ARC task
+            return Request(name, {"id": name, **value})
         value = value.get("puzzle", puzzles.PuzzleError('has no "puzzle"'))
     if not isinstance(value, (str, Exception)):
         value = puzzles.PuzzleError(f"a puzzle is a text, got {type(value).__name__}")
@@ -186,8 +204,9 @@ def requests_of(args: argparse.Namespace, export: weights.Export) -> list[Reques
         asked.append(Request(f"test puzzle {args.example}", load_example(export, args.example)[0]))
     asked += [Request(f"puzzle {i}", text) for i, text in enumerate(args.puzzle, 1)]
     if args.file and args.file != "-":
+        file = Path(args.file)
         try:
-            asked += read_requests(Path(args.file).read_text(encoding="utf-8"), args.file.endswith(".json"))
+            asked += read_requests(file.read_text(encoding="utf-8"), file.suffix == ".json", file.stem)
         except (OSError, UnicodeDecodeError, SolveError) as error:
             raise SolveError(f"{args.file}: {getattr(error, 'strerror', None) or error}") from None
     elif args.file or not asked:
@@ -229,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(args: argparse.Namespace) -> int:
     export = open_source(args)
     asked = requests_of(args, export)
-    solver = Solver.of(export)
+    solver = solver_of(export)
     tty = sys.stdout.isatty()
     color = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     if args.watch:
@@ -252,7 +271,7 @@ def shown(solver: Solver, request: Request, answer: Answer, form: str, color: bo
     if form == "json":
         return json.dumps({"id": request.name, **answer.to_json()})
     if form == "picture" and answer.tokens is not None:
-        return solver.domain.render(answer.tokens, given=solver.read(request.puzzle), color=color)
+        return solver.picture(request.puzzle, answer, color)
     return answer.text
 
 

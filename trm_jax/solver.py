@@ -77,9 +77,9 @@ class Trace(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _begin(model, w: weights.Weights, inputs: Array) -> tuple[Latents, Array, Array]:
-    """inputs [1, S] -> (latents, x [T, 1, D], what they say [1, S])."""
-    x = model.embed(w.params, inputs, model.rows(w.table, jnp.zeros(1, jnp.int32)))
+def _begin(model, w: weights.Weights, inputs: Array, identifiers: Array) -> tuple[Latents, Array, Array]:
+    """inputs [1, S], identifiers [1] -> (latents, x [T, 1, D], what they say [1, S])."""
+    x = model.embed(w.params, inputs, model.rows(w.table, identifiers))
     latents = model.initial_latents(w.fixed, 1)
     return latents, x, model.answer(w.params, latents.y)
 
@@ -103,9 +103,9 @@ class Solver:
     def load(cls, path: str | os.PathLike) -> Solver:
         """From a run's folder, a weights file, or the name of weights that come with this package.
 
-        Raises WeightsError, CheckpointError, DatasetError or ConfigError.
+        For ARC it is an arc_solver.ArcSolver. Raises WeightsError, CheckpointError, DatasetError or ConfigError.
         """
-        return cls.of(weights.read(path))
+        return solver_of(weights.read(path))
 
     @classmethod
     def of(cls, export: weights.Export) -> Solver:
@@ -160,7 +160,8 @@ class Solver:
         if steps < 1:
             raise SolveError(f"steps = {steps}: must be at least 1")
         inputs = self.read(puzzle)
-        latents, x, answer = _begin(self._model, self._weights, jnp.asarray(inputs[None]))
+        latents, x, answer = _begin(self._model, self._weights, jnp.asarray(inputs[None]),
+                                    jnp.full(1, self.row(puzzle), jnp.int32))
         tokens, confidence, residual, still = [], [], [], 0
         previous = np.asarray(answer[0])
         while len(tokens) < steps and not (settle and still >= settle):
@@ -187,15 +188,27 @@ class Solver:
         self.domain.check_clues(tokens)
         return tokens.astype(np.uint8)
 
+    def picture(self, puzzle: Any, answer: Answer, color: bool) -> str:
+        """The answer for a terminal."""
+        return self.domain.render(answer.tokens, given=self.read(puzzle), color=color)
+
+    def row(self, puzzle: Any) -> int:
+        """The row of the puzzle table that a puzzle is known by."""
+        return 0
+
     def verify(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """[k, S] each -> bool [k]."""
         return self.domain.verify(inputs, answers).solved
+
+    def explain(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
+        """Why an answer [S] is not verified."""
+        return self.domain.explain(inputs, tokens)
 
     def judge(self, inputs: np.ndarray, tokens: np.ndarray, stop: str, cycles: int, since: int,
               restart: int = 0) -> Answer:
         """inputs, tokens [S]."""
         verified = bool(self.verify(inputs[None], tokens[None])[0])
-        reason = "" if verified else self.domain.explain(inputs, tokens)
+        reason = "" if verified else self.explain(inputs, tokens)
         return Answer(self.domain.decode(tokens), tokens, verified, stop, cycles, since, reason, restart, self._unit)
 
     def judge_trace(self, trace: Trace, settle: int) -> Answer:
@@ -203,3 +216,11 @@ class Solver:
         cycles, since = len(trace.tokens), trace.stands_since
         stop = "settled" if settle and cycles - since >= settle else "budget"
         return self.judge(trace.inputs, trace.tokens[-1], stop, cycles, since)
+
+
+def solver_of(export: weights.Export) -> Solver:
+    """The solver of what an export was trained on."""
+    if export.domain.name == "arc":
+        from trm_jax.arc_solver import ArcSolver  # which is a Solver
+        return ArcSolver.of(export)
+    return Solver.of(export)

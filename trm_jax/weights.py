@@ -2,8 +2,9 @@
 
     python -m trm_jax.weights --workdir=runs/quick --out=quick.safetensors
 
-The tensors are named params/..., fixed/H_init, fixed/L_init and table. The file's header holds, as JSON under
-"trm_jax", where they come from (`Export.metadata`). Reading never executes anything from the file.
+The tensors are named params/..., fixed/H_init, fixed/L_init and table; for ARC there are the identifiers too, the names
+of the table's rows. The file's header holds, as JSON under "trm_jax", where they come from (`Export.metadata`). Reading
+never executes anything from the file.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from trm_jax import checkpoints, config, distributed, evaluate, puzzle_table, puzzles
+from trm_jax.data import store
 from trm_jax.errors import UserError, guarded
 from trm_jax.models.network import Model, Shape
 from trm_jax.puzzles import puzzle_of
@@ -36,6 +38,7 @@ FORMAT = 1
 TRAINED = Path(__file__).parent / "trained"  # the files that come with this package, by name
 DEFAULT = "rsm-sudoku-quick"
 KEY = "trm_jax"
+NAMES = "identifiers"  # the tensor that holds them, uint8, a line each
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 _TENSOR_DTYPES = {"BF16": "bfloat16", "F32": "float32"}
 
@@ -52,6 +55,7 @@ class Export(NamedTuple):
     puzzle: dict[str, Any]  # arguments of puzzles.get: name and options
     weights: Weights  # float32, however they are stored
     metadata: dict[str, Any]  # step, total_steps, L (of that step), parameters, evaluation, dtype, versions
+    identifiers: list[str] | None = None  # ARC: the names of the puzzle table's rows
 
     @property
     def domain(self) -> puzzles.Domain:
@@ -76,7 +80,8 @@ def from_run(workdir: str | os.PathLike) -> Export:
         "parameters": "EMA" if experiment.ema else "last",
         "step": step, "total_steps": system.total_steps, "L": system.curriculum.L(step),
         "evaluation": json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else None,
-        "dtype": "float32", "versions": distributed.versions()})
+        "dtype": "float32", "versions": distributed.versions()},
+        store.load_identifiers(experiment.data.path) if data.domain.name == "arc" else None)
 
 
 def named() -> list[str]:
@@ -101,6 +106,8 @@ def save(path: str | os.PathLike, export: Export, dtype: str = "bfloat16") -> No
         raise WeightsError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
     tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(DTYPES[dtype]))
                for name, leaf in _named(export.weights).items()}
+    if export.identifiers is not None:
+        tensors[NAMES] = np.frombuffer("\n".join(export.identifiers).encode(), np.uint8)
     header = {"format": FORMAT, "config": config.to_json(export.experiment), "shape": dataclasses.asdict(export.shape),
               "puzzle": export.puzzle, **export.metadata, "dtype": dtype}
     content = safetensors.numpy.save(tensors, {KEY: json.dumps(header)})
@@ -127,12 +134,13 @@ def load(path: str | os.PathLike) -> Export:
             header = _header(path, file.metadata())
             experiment, shape = _experiment(path, header), Shape(**header["shape"])
             wanted = _named(Weights(*jax.eval_shape(Model(experiment.arch, shape).init, jax.random.key(0))))
-            _compare(path, {name: file.get_slice(name) for name in file.keys()}, wanted)
+            _compare(path, {name: file.get_slice(name) for name in file.keys() if name != NAMES}, wanted)
+            identifiers = _identifiers(path, file, header["puzzle"], shape)
             arrays = {name: jnp.asarray(file.get_tensor(name).astype(np.float32)) for name in wanted}
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is damaged or no safetensors file: {_line(error)}") from error
     metadata = {k: v for k, v in header.items() if k not in ("format", "config", "shape", "puzzle")}
-    return Export(experiment, shape, header["puzzle"], _nested(arrays), metadata)
+    return Export(experiment, shape, header["puzzle"], _nested(arrays), metadata, identifiers)
 
 
 def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike, path: str | os.PathLike,
@@ -228,6 +236,15 @@ def _compare(path, tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
                if name in here and (shape != here[name] or dtype not in DTYPES)]
     if faults:
         raise WeightsError(f"{path} does not fit the model of its own config: " + "; ".join(faults))
+
+
+def _identifiers(path, file, puzzle: dict[str, Any], shape: Shape) -> list[str] | None:
+    if puzzle.get("name") != "arc":
+        return None
+    names = file.get_tensor(NAMES).tobytes().decode("utf-8", "replace").split("\n") if NAMES in file.keys() else []
+    if len(names) != shape.num_puzzle_identifiers:
+        raise WeightsError(f"{path} names {len(names)} of its {shape.num_puzzle_identifiers} puzzle identifiers")
+    return names
 
 
 def _line(error: Exception) -> str:
