@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import arc_voting, checkpoints, config, distributed, evaluate, metrics, report, train
+from trm_jax import arc_voting, checkpoints, config, distributed, evaluate, metrics, pooling, report, train
 from trm_jax.data import arc as build
 from trm_jax.data import store
 from trm_jax.puzzles import arc
@@ -146,6 +146,22 @@ def test_a_run_goes_on_bit_for_bit_and_writes_a_submission(folder, tmp_path, mon
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert any("eval/pass@2/H2_L2" in line for line in lines)
     assert "arc" in report.table(report.newest(tmp_path / "whole"))
+
+    pooled = pooling.pool(e, tmp_path / "whole", lambda line: lines.append(line))
+    votes = [figures["figures"][-1]["predictions"] for figures in pooled["evaluations"]]
+    assert pooled["steps"] == [2, 4] and votes == [16, 16]
+    assert pooled["evaluations"][-1]["figures"] == whole["figures"]
+    assert pooled["pooled"]["pooled_evaluations"] == 2 and pooled["pooled"]["predictions"] == 32
+    assert any("POOLED over 2 checkpoints, no one model's score" in line for line in lines if isinstance(line, str))
+    folder = tmp_path / "whole" / "eval" / "pooled_2_to_step_4"
+    assert json.loads((folder / "result.json").read_text()) == pooled
+    assert set(json.loads((folder / "submission.json").read_text())) == set(submission)
+    assert report.newest(tmp_path / "whole")[0].evaluation["step"] == 4  # it is no evaluation of the run
+
+
+def test_pooling_is_for_votes(tmp_path):
+    with pytest.raises(config.ConfigError, match="data.puzzle = 'sudoku': --mode=pool is for 'arc'"):
+        pooling.pool(tiny.experiment(tmp_path), tmp_path)
 
 
 # What is refused.

@@ -402,15 +402,17 @@ def evaluate(experiment, workdir: str | os.PathLike,
     return result
 
 
-def load_weights(system: System, workdir: str | os.PathLike, mesh: Mesh) -> tuple[Weights, int]:
-    """The evaluated parameters of a run's best checkpoint (else its last one), where they belong; and its step."""
+def load_weights(system: System, workdir: str | os.PathLike, mesh: Mesh,
+                 step: int | None = None) -> tuple[Weights, int]:
+    """The evaluated parameters of a run's best checkpoint (else its last one), or of `step`, where they belong; and its
+    step."""
     name = "ema" if system.experiment.ema else "params"
     places = puzzle_table.weights_shardings(system.model, mesh)
     wanted = {field: jax.tree.map(lambda a, place=place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree)
               for field, tree, place in zip((name, "fixed", "table"),
                                             jax.eval_shape(system.model.init, jax.random.key(0)), places)}
     with checkpoints.Checkpointer(workdir, best_metric=best_metric(system.experiment), read_only=True) as checkpointer:
-        restored = checkpointer.restore_fields(wanted, checkpointer.best_step())
+        restored = checkpointer.restore_fields(wanted, checkpointer.best_step() if step is None else step)
     if restored is None:
         raise checkpoints.CheckpointError(f"{os.fspath(workdir)} holds no checkpoint yet; train it first")
     fields, _, step = restored

@@ -8,15 +8,16 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from trm_jax import config, describe, distributed, errors, evaluate, train, weights
+from trm_jax import config, describe, distributed, errors, evaluate, pooling, train, weights
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Experiment file, with a variant after a colon: "
                                 "experiments/rsm_sudoku.py:quick. Fields are set by --config.FIELD=VALUE.")
 flags.DEFINE_string("workdir", None, "Folder of the run: config, checkpoints, metrics, evaluations.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"],
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "pool", "describe"],
                   "train: train and evaluate, from the last checkpoint if there is one. evaluate: evaluate the best "
-                  "checkpoint. describe: parameters, FLOPs, memory and curriculum, without training.")
+                  "checkpoint. pool: ARC, evaluate every kept checkpoint and vote with all of them together. "
+                  "describe: parameters, FLOPs, memory and curriculum, without training.")
 flags.DEFINE_string("weights", None, "With --mode=evaluate: a file of `python -m trm_jax.weights`, evaluated instead "
                     "of the run's best checkpoint; the result still goes to --workdir.")
 flags.DEFINE_string("compilation_cache", distributed.COMPILED,
@@ -45,7 +46,8 @@ def _run() -> None:
     if FLAGS.weights:
         weights.evaluate_file(experiment, FLAGS.workdir, FLAGS.weights)
     else:
-        {"train": train.train, "evaluate": evaluate.evaluate}[FLAGS.mode](experiment, FLAGS.workdir)
+        {"train": train.train, "evaluate": evaluate.evaluate, "pool": pooling.pool}[FLAGS.mode](experiment,
+                                                                                                FLAGS.workdir)
 
 
 def _parse(argv: list[str]) -> list[str]:
