@@ -232,7 +232,8 @@ def test_every_broken_rule_has_its_reason():
 
 def test_faults_are_changed_cells_loose_ends_and_branches():
     cases = {("SoooG", " # ##", "     ", "## # "): [], ("SoooG", " # ##", "    #", "## # "): [(2, 4)],
-             ("So oG", " # ##", "     ", "## # "): [(0, 1), (0, 3)], ("SoooG", " # ##", "   oo", "## # "): [(2, 3), (2, 4)],
+             ("So oG", " # ##", "     ", "## # "): [(0, 1), (0, 3)],
+             ("SoooG", " # ##", "   oo", "## # "): [(2, 3), (2, 4)],
              ("SoooG", " #o##", "     ", "## # "): [(0, 2), (1, 2)], tuple(ROWS): [(0, 2)],
              ("SoooG", " # ##", "G    ", "## # "): [(2, 0)], ("S ooG", "o#o##", "ooo  ", "## # "): []}
     for rows, expected in cases.items():

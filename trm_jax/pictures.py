@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from trm_jax import puzzles, report, solve
 from trm_jax.errors import UserError, guarded
 from trm_jax.puzzles import arc
 
-INK, FAINT, GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
+INK, FAINT, GRID, WRONG = "#1a1a1a", "#6b6b6b", "#e4e4e4", "#c8202f"
 COLOURS = ("#0b6cb8", "#d1630f", "#2a8a4a", "#8a3fa0", "#b8272d", "#5b6470", "#b8901a")
 MARKERS = "os^Dv"  # lines that lie upon each other can be told apart by these
 STYLE = {"font.size": 11, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
@@ -26,6 +27,10 @@ STYLE = {"font.size": 11, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text
          "savefig.facecolor": "white", "figure.facecolor": "white"}
 PER_ROW = 4  # grids of a strip
 MOST_GRIDS = 8
+MOST_FRAMES = 60  # of an animation, besides the puzzle
+AFTER = 3  # cycles that it shows beyond the last change
+FILM_SECONDS = 10
+PALETTE_SIZE = 64
 
 
 class PictureError(UserError):
@@ -102,6 +107,68 @@ def strip(domain: puzzles.Domain, trace: solve.Trace, title: str, solution: np.n
         return figure
 
 
+def animation(domain: puzzles.Domain, trace: solve.Trace, title: str) -> bytes:
+    """A GIF: the puzzle and its answer after every outer cycle up to a few beyond the last change, over the residual.
+
+    Of more than MOST_FRAMES cycles, so many are shown. Red: what breaks a rule, where the domain can tell.
+    """
+    plt = pyplot()
+    end = min(trace.stands_since + AFTER, len(trace.tokens))
+    cycles = [0, *np.unique(np.linspace(1, end, min(end, MOST_FRAMES)).round().astype(int)).tolist()]
+    solved, faults = np.zeros(end, bool), np.zeros((end, len(trace.inputs)), bool)
+    if hasattr(domain, "faults"):
+        solved = domain.verify(trace.inputs, trace.tokens[:end]).solved
+        faults = domain.faults(trace.inputs, trace.tokens[:end])
+    tall, frames, previous = 3.7 * domain.grid[0] / domain.grid[1], [], trace.inputs
+    with plt.rc_context(STYLE | {"font.size": 8}):
+        figure = plt.figure(figsize=(4.0, tall + 1.55), dpi=100)
+
+        def inches(left, bottom, width, height):
+            return figure.add_axes((left / 4, bottom / (tall + 1.55), width / 4, height / (tall + 1.55)))
+
+        grid, chart = inches(0.15, 0.95, 3.7, tall), inches(0.5, 0.25, 3.3, 0.5)
+        figure.text(0.045, 1 - 0.22 / (tall + 1.55), title, fontsize=11, fontweight="bold", va="center")
+        chart.semilogy(np.arange(1, end + 1), trace.residual[:end], color=COLOURS[0], linewidth=1.5)
+        for cycle in np.flatnonzero(solved) + 1:
+            chart.axvspan(cycle - 0.5, min(cycle + 0.5, end), color="#bfe5ca", linewidth=0)
+        chart.set_xlim(0, end)
+        chart.set_title("residual over outer cycles; green: verified", fontsize=8, loc="left", pad=3, color=FAINT)
+        chart.minorticks_off()
+        now = chart.axvline(0, color=INK, linewidth=1.2)
+        for cycle in cycles:
+            tokens = trace.tokens[cycle - 1] if cycle else trace.inputs
+            sure = trace.confidence[cycle - 1] if cycle else np.ones(len(tokens))
+            wrong = faults[cycle - 1] if cycle else np.zeros(len(tokens), bool)
+            grid.clear()
+            grid.set_axis_off()
+            _grid(grid, domain, trace.inputs, tokens, sure, tokens != previous, wrong, plt.get_cmap("YlGnBu_r"), 1.35)
+            verdict = "verified" if cycle and solved[cycle - 1] else f"{wrong.sum()} in conflict" if wrong.any() else ""
+            changes = f"cycle {cycle}: {(tokens != previous).sum()} changed"
+            grid.set_title(changes if cycle else "the puzzle", fontsize=10, loc="left", x=0.01, pad=3)
+            grid.set_title(verdict, fontsize=10, loc="right", x=0.99, pad=3,
+                           color=COLOURS[2] if verdict == "verified" else WRONG)
+            now.set_xdata([cycle, cycle])
+            figure.canvas.draw()
+            frames.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+            previous = tokens
+    plt.close(figure)
+    return _gif(frames)
+
+
+def _gif(frames: Sequence[np.ndarray]) -> bytes:
+    """Frames uint8 [height, width, 3], the first and the last of which stay longer."""
+    from PIL import Image  # comes with matplotlib
+    # One palette for all, from some of them: fewer bytes and no flicker.
+    some = np.concatenate([frames[i] for i in sorted({0, min(1, len(frames) - 1), len(frames) // 2, len(frames) - 1})])
+    palette = Image.fromarray(some).quantize(PALETTE_SIZE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    pace = round(1000 * min(max(FILM_SECONDS / len(frames), 0.08), 0.6))
+    durations = [1200, *[pace] * (len(frames) - 2), 2500][:len(frames)]
+    out = io.BytesIO()
+    images[0].save(out, "GIF", save_all=True, append_images=images[1:], loop=0, optimize=True, duration=durations)
+    return out.getvalue()
+
+
 def arc_task(title: str, rows: Sequence[dict[str, np.ndarray]], marked: str = "prediction", target: str = "target"):
     """Rows of ARC grids under their names (input, prediction, target), say one for every test input. A Figure.
 
@@ -155,15 +222,18 @@ def drawing(domain: puzzles.Domain) -> Drawing:
     return Drawing(rows, columns, box, tuple(characters), tuple(shapes))
 
 
-def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours) -> None:
-    """One grid; boxes are ruled where the domain has them, characters drawn unless it names a shape. Everything [S]."""
+def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours, scale=1.0) -> None:
+    """One grid; boxes are ruled where the domain has them, characters drawn unless it names a shape. Everything [S].
+
+    scale: how large it is to be, 1.0 for 2.7 inches.
+    """
     rows, columns, (down, across), characters, shapes = drawing(domain)
     given = inputs == tokens  # blanks are not in an answer
     for s in range(len(tokens)):
         row, column = divmod(s, columns)
         if changed[s]:
             ax.add_patch(_rectangle(column, row, "#fff0b3"))
-        colour = "#c8202f" if wrong[s] else "#111111" if given[s] else colours(0.75 - 0.7 * float(sure[s]))
+        colour = WRONG if wrong[s] else "#111111" if given[s] else colours(0.75 - 0.7 * float(sure[s]))
         shape = shapes[tokens[s]]
         if shape.startswith("#"):
             ax.add_patch(_rectangle(column, row, shape))
@@ -173,7 +243,7 @@ def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours) -> None:
             ax.add_patch(_rectangle(column, row, colour, margin=0.2 if shape == "path" else 0.4))
         elif not shape:
             ax.text(column + 0.5, row + 0.53, characters[tokens[s]], ha="center", va="center", color=colour,
-                    fontsize=108 / max(rows, columns), fontweight="bold" if given[s] else "normal")
+                    fontsize=scale * 108 / max(rows, columns), fontweight="bold" if given[s] else "normal")
     thick, thin = ({"color": "#333333", "linewidth": 1.4, "zorder": 3},
                    {"color": "#c9c9c9", "linewidth": 0 if "wall" in shapes else 0.6, "zorder": 2})
     for line in range(rows + 1):

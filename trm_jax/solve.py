@@ -155,6 +155,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 class Request(NamedTuple):
     name: str  # for messages: "puzzle 3", or the id that came with it
     puzzle: Any  # text or tokens; an exception where there is none
+    solution: np.ndarray | None = None  # [S], where it is known
 
 
 def read_requests(text: str, whole: bool = False, stem: str = "puzzle") -> list[Request]:
@@ -199,9 +200,7 @@ def _request(name: str, value: Any) -> Request:
 
 def requests_of(args: argparse.Namespace, export: weights.Export) -> list[Request]:
     """What the arguments ask for: --example, then puzzles, then --file; standard input if there is none of these."""
-    asked = []
-    if args.example is not None:
-        asked.append(Request(f"test puzzle {args.example}", load_example(export, args.example)[0]))
+    asked = [Request(f"test puzzle {number}", *load_example(export, number)) for number in args.example]
     asked += [Request(f"puzzle {i}", text) for i, text in enumerate(args.puzzle, 1)]
     if args.file and args.file != "-":
         file = Path(args.file)
@@ -219,7 +218,8 @@ def requests_of(args: argparse.Namespace, export: weights.Export) -> list[Reques
 
 
 def add_puzzles(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--example", type=int, metavar="N", help="puzzle N of the run's test set, counted from 0")
+    parser.add_argument("--example", type=int, action="append", default=[], metavar="N", help="puzzle N of the run's "
+                        "test set, counted from 0; may be given several times")
     parser.add_argument("--file", help="puzzles one per line, or .json; -: standard input")
     parser.add_argument("puzzle", nargs="*", help="puzzles as text; without any, one per line of standard input")
 
@@ -252,7 +252,7 @@ def _answer(args: argparse.Namespace) -> int:
     tty = sys.stdout.isatty()
     color = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     if args.watch:
-        answers = [_watch(solver, name, puzzle, args, color) for name, puzzle in asked]
+        answers = [_watch(solver, request, args, color) for request in asked]
     else:
         fine = [request for request in asked if not isinstance(request.puzzle, Exception)]
         found = iter(solver.solve([request.puzzle for request in fine], max_steps=args.max_steps, settle=args.settle,
@@ -275,11 +275,10 @@ def shown(solver: Solver, request: Request, answer: Answer, form: str, color: bo
     return answer.text
 
 
-def _watch(solver: Solver, name: str, puzzle, args: argparse.Namespace, color: bool) -> Answer:
+def _watch(solver: Solver, request: Request, args: argparse.Namespace, color: bool) -> Answer:
+    name = request.name
     try:
-        if isinstance(puzzle, Exception):
-            raise puzzle
-        trace = solver.trace(puzzle, args.max_steps, settle=args.settle)
+        trace = trace_of(solver, request, args)
     except puzzles.PuzzleError as error:
         answer = Answer.refused(error)
     else:
@@ -289,6 +288,13 @@ def _watch(solver: Solver, name: str, puzzle, args: argparse.Namespace, color: b
         print(side_by_side(frames(solver.domain, trace, color), columns), flush=True)
     print(f"{name}: {answer.status}", file=sys.stderr, flush=True)
     return answer
+
+
+def trace_of(solver: Solver, request: Request, args: argparse.Namespace) -> Trace:
+    """Raises PuzzleError where there is no puzzle to trace."""
+    if isinstance(request.puzzle, Exception):
+        raise request.puzzle
+    return solver.trace(request.puzzle, args.max_steps, settle=args.settle)
 
 
 if __name__ == "__main__":

@@ -183,11 +183,12 @@ class Sudoku:
         return "; ".join(["cells are left open"] * (not complete) + ["a clue was changed"] * (not clues))
 
     def faults(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-        """inputs, answers as in verify -> [..., S] bool: digits twice in a row, column or box, and changed clues."""
+        """inputs, answers as in verify -> [..., S] bool: cells whose digit their row, column or box has twice, and
+        changed clues. A clue that is kept is at no fault."""
         inputs, answers = np.broadcast_arrays(self._grids(inputs), self._grids(answers))
         digit = (answers >= 2) & (answers < self.vocab_size)
         twice = (answers[..., self._peers] == answers[..., None]).any(axis=-1)
-        return digit & twice | (inputs >= 2) & (inputs != answers)
+        return np.where(inputs >= 2, inputs != answers, digit & twice)
 
     def solve(self, inputs: np.ndarray, limit: int = 2, max_guesses: int = 10_000_000) -> Solutions:
         """Solves inputs [B, S] by search, counting solutions up to `limit` (2 tells unique from not)."""
