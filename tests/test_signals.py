@@ -92,12 +92,12 @@ def test_the_terminal_shows_counts_with_shares_and_never_rounds_up():
     scores = {"residual": np.array([8, 7, 6, 1, 2, 5, 4, 3.0]), "cycles_to_settle": np.zeros(8)}
     figure = {"H_test": 16, "L_test": 4, "n": 8, "signals": signals.worth(RIGHT, SETTLED, VERIFIED, scores)}
     lines = evaluate._signals(figure, "verified")
-    assert lines[0] == "  signs at H_test 16, L_test 4: puzzles (% of 8)"
+    assert lines[0] == "  signals at H_test 16, L_test 4: puzzles (% of 8)"
     assert lines[1].split("  ")[-4:] == ["right, verified", "right, not verified", "wrong, verified",
                                          "wrong, not verified"]
     assert lines[2].split() == ["settled", "2", "(25.00)", "1", "(12.50)", "1", "(12.50)", "1", "(12.50)"]
     assert len({len(line) for line in lines[1:4]}) == 1
-    assert lines[4] == "  settled, said of right: precision 60.00 (3 of 5), recall 75.00 (3 of 4)"
+    assert lines[4] == "  settled as a claim of right: precision 60.00 (3 of 5), recall 75.00 (3 of 4)"
     assert lines[5].startswith("  AUROC of right (4) over wrong (4): residual 0.9") and "settle 0.500" in lines[5]
     figure["signals"] = signals.worth(of("xx"), of("xx"), None, {"residual": np.zeros(2)})
     figure["n"] = 2

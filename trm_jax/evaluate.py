@@ -349,7 +349,7 @@ def _solved(result: dict[str, Any]) -> list[str]:
 
 
 def _signals(figure: dict[str, Any], verified_as: str | None) -> list[str]:
-    """What the signs say at one depth: n and percent of all, then what they are worth."""
+    """What the signals of convergence are worth at one depth: n and percent of all, precision, recall, AUROC."""
     s = figure["signals"]
     kinds = [name.partition("_")[2] for name in s["table"] if name.startswith("settled_")]  # right_verified, ...
     heads = [kind.replace("_verified", f", {verified_as}").replace("_refused", f", not {verified_as}")
@@ -362,8 +362,8 @@ def _signals(figure: dict[str, Any], verified_as: str | None) -> list[str]:
     aurocs = [f"{name.replace('_', ' ')} {int(value * 1000 + 1e-9) / 1000:.3f}"
               + ("" if s["auroc_standard_error"][name] is None else f" +- {s['auroc_standard_error'][name]:.3f}")
               for name, value in s["auroc"].items() if value is not None]
-    return [f"  signs at H_test {figure['H_test']}, L_test {figure['L_test']}: puzzles (% of {figure['n']:,})", *rows,
-            "  settled, said of right: " + ", ".join(
+    return [f"  signals at H_test {figure['H_test']}, L_test {figure['L_test']}: puzzles (% of {figure['n']:,})", *rows,
+            "  settled as a claim of right: " + ", ".join(
                 f"{name} {percent(s[name]['share'])} ({s[name]['n']:,} of {s[name]['of']:,})"
                 for name in ("precision", "recall")),
             f"  AUROC of right ({s['right']:,}) over wrong ({s['wrong']:,}): "

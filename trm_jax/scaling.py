@@ -79,7 +79,8 @@ def subject(export: weights.Export, dataset: str, settings: Settings) -> tuple[S
     settings = dataclasses.replace(settings, H=settings.H or tuple(1 << k for k in range(7)), L=inner)
     fields = {"data.path": dataset or export.experiment.data.path, "eval.H_test": settings.H,
               "eval.L_test": () if arch.recursion in FIXED_L else inner, "eval.max_examples": settings.examples,
-              "eval.batch_size": settings.batch_size, "eval.settled_cycles": settings.settle, "eval.stop_halted": False}
+              "eval.batch_size": settings.batch_size, "eval.settled_cycles": settings.settle, "eval.stop_halted": False,
+              "eval.restarts": 0}
     experiment = config.with_fields(export.experiment, fields)
     data = Data.load(experiment)
     for name, theirs, here in (("puzzle", export.puzzle, puzzle_of(data.domain)), ("shape", export.shape, data.shape)):
