@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.scripted import DOMAIN, GRID, NEVER, Scripted, blanked
-from trm_jax import config, inference, weights
+from trm_jax import config, distributed, inference, weights
 from trm_jax.inference import Jobs, Settings
 from trm_jax.models.network import Model, Shape
 from trm_jax.recursion import Latents
@@ -122,6 +122,20 @@ def test_budgets():
     assert not r.answers.tokens[2:].any()
 
 
+def test_several_devices_answer_the_same():
+    blanks = [3, 9, 1, 6, 9, 2, 11, 4, 4, 1, NEVER, 5]
+    mesh = distributed.data_mesh(jax.devices()[:4])
+    w = jax.device_put(NOTHING, distributed.replicated(mesh))
+    inputs = np.stack([blanked(b) for b in blanks])
+    one, four = (inference.solve(Scripted(), w, inputs, 2, Settings(settle=4, max_cycles=1000, batch_size=8), mesh=m)
+                 for m in (None, mesh))
+    for a, b in zip(one.answers, four.answers):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    slots = inference._begin(Scripted(), w, inputs[:8], np.zeros(8, np.int32), jax.random.key(0), np.zeros(8, np.int32),
+                             np.zeros(8, np.int32), np.full(8, 9, np.int32), np.zeros(8, np.float32), "", mesh)
+    assert slots.x.sharding.shard_shape(slots.x.shape)[1] == slots.running.sharding.shard_shape((8,))[0] == 2
+
+
 def test_nothing_asked():
     r = inference.solve(Scripted(), NOTHING, np.zeros((0, 16), np.uint8), 2)
     assert len(r.jobs.puzzle) == len(r.begun) == r.core_calls == 0
@@ -184,7 +198,7 @@ def test_nothing_is_copied_to_the_host_within_a_call():
     """A call of the device is one program; what comes back are the small arrays of `Seen`."""
     slots = inference._begin(Scripted(), NOTHING, np.stack([blanked(3)] * 2), np.zeros(2, np.int32), jax.random.key(0),
                              np.zeros(2, np.int32), np.zeros(2, np.int32), np.full(2, 9, np.int32),
-                             np.zeros(2, np.float32), "")
+                             np.zeros(2, np.float32), "", None)
     lowered = inference._advance.lower(Scripted(), NOTHING, slots, np.ones(2, bool), np.int32(4), np.int32(0),
                                        np.int32(4), np.float32(0), 2, False)
     text = lowered.as_text()

@@ -134,16 +134,18 @@ class Evaluator:
         }
 
     def _solve(self, weights: Weights, L: int) -> dict[str, Any]:
-        """What the engine makes of the same puzzles, with the verifier at its side. One device of process 0 computes."""
-        weights = jax.tree.map(lambda array: jnp.asarray(distributed.gather_to_host(array)), weights)
+        """What the engine makes of the same puzzles, with the verifier at its side. Process 0's devices compute."""
+        weights = jax.tree.map(distributed.gather_to_host, weights)
         if not distributed.is_primary():
             return {}
+        mesh = distributed.data_mesh(jax.local_devices())
+        weights = jax.device_put(weights, distributed.replicated(mesh))
         e, domain, test = self._system.experiment.eval, self._data.domain, self._data.test
         settings = inference.Settings(max_cycles=e.H_test[-1], settle=2 * e.settled_cycles, restarts=e.restarts,
                                       vary=e.vary, sigma=e.sigma)
         inputs = np.asarray(test.inputs[self.rows])
         r = inference.solve(self._system.model, weights, inputs, L, settings, draw_symmetry=domain.draw_symmetry,
-                            verify=lambda a, b: domain.verify(a, b).solved)
+                            verify=lambda a, b: domain.verify(a, b).solved, mesh=mesh)
         n = len(inputs)
         return {"H_test": settings.max_cycles, "L_test": L, "settle": settings.settle, "restarts": e.restarts,
                 "vary": e.vary, "sigma": None if e.vary == "symmetry" else e.sigma, "n": n,

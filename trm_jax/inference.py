@@ -35,8 +35,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
-from trm_jax import recursion
+from trm_jax import distributed, recursion
 from trm_jax.errors import UserError
 from trm_jax.puzzles import Symmetry
 from trm_jax.recursion import Latents, Watched
@@ -155,8 +156,24 @@ class Seen(NamedTuple):
     running: Any  # bool [B]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "noisy"))
-def _begin(model, weights, inputs, identifiers, base, puzzle, restart, limit, sigma, noisy: str) -> Slots:
+AXES = Slots(Watched(1, 0, 0, 0, 0), 1, 0, 0, 0, 0)  # where the batch is; the latents' for all of them
+
+
+def _each(function: Callable[..., Any], *slots: Slots) -> Slots:
+    """function(axis of the batch, array of each of the slots), array by array."""
+    return jax.tree.map(lambda axis, *parts: jax.tree.map(functools.partial(function, axis), *parts), AXES, *slots)
+
+
+def _split(slots: Slots, mesh: Mesh | None) -> Slots:
+    """The batch over the mesh."""
+    if mesh is None:
+        return slots
+    return _each(lambda axis, a: lax.with_sharding_constraint(a, distributed.batch_sharding(mesh, axis)), slots)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "noisy", "mesh"))
+def _begin(model, weights, inputs, identifiers, base, puzzle, restart, limit, sigma, noisy: str,
+           mesh: Mesh | None) -> Slots:
     """Slots at the start of their jobs. puzzle, restart: int32 [B]; noisy: "", "start" or "cycle"."""
     B = inputs.shape[0]
     key = jax.vmap(lambda p, r: jax.random.fold_in(jax.random.fold_in(base, p), r))(puzzle, restart)
@@ -165,24 +182,18 @@ def _begin(model, weights, inputs, identifiers, base, puzzle, restart, limit, si
         latents = disturbed(latents, key, sigma)
     x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
     watched = recursion.watch(latents, functools.partial(model.answer, weights.params))
-    return Slots(watched, x, limit, key, sigma, limit > 0)
+    return _split(Slots(watched, x, limit, key, sigma, limit > 0), mesh)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _refill(slots: Slots, fresh: Slots, where: Array) -> Slots:
-    axes = Slots(Watched(jax.tree.map(lambda _: 1, slots.watched.latents), 0, 0, 0, 0), 1, 0, 0, 0, 0)
-    return jax.tree.map(lambda axis, a, b: jax.tree.map(
-        lambda a, b: jnp.where(jnp.expand_dims(where, [i for i in range(a.ndim) if i != axis]), a, b), a, b),
-        axes, fresh, slots)
+    return _each(lambda axis, new, old: recursion.select(where, new, old, axis), fresh, slots)
 
 
-@jax.jit
-def _gather(slots: Slots, rows: Array) -> Slots:
+@functools.partial(jax.jit, static_argnames="mesh")
+def _gather(slots: Slots, rows: Array, mesh: Mesh | None) -> Slots:
     """The slots `rows` [b], in a batch of their own."""
-    def at(axis):
-        return lambda a: jnp.take(a, rows, axis=axis)
-    w = slots.watched
-    return Slots(Watched(jax.tree.map(at(1), w.latents), *map(at(0), w[1:])), at(1)(slots.x), *map(at(0), slots[2:]))
+    return _split(_each(lambda axis, a: jnp.take(a, rows, axis=axis), slots), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "L", "noisy"), donate_argnames="slots")
@@ -281,9 +292,9 @@ class _Queue:
 def solve(model, weights, inputs: np.ndarray, L: int, settings: Settings = Settings(), *,
           verify: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
           draw_symmetry: Callable[[np.random.Generator, int], Symmetry] | None = None,
-          identifiers: np.ndarray | None = None,
+          identifiers: np.ndarray | None = None, mesh: Mesh | None = None,
           report: Callable[[int, int], None] | None = None) -> Results:
-    """Answers n puzzles, on one device.
+    """Answers n puzzles.
 
     Args:
       model, weights: a models.network.Model and state.Weights.
@@ -292,18 +303,22 @@ def solve(model, weights, inputs: np.ndarray, L: int, settings: Settings = Setti
       verify: (inputs [k, S], answers [k, S]) -> bool [k]. None: nothing is verified.
       draw_symmetry: (rng, count) -> Symmetry, as domains have it; needed for restarts that differ by symmetries.
       identifiers: int [n], rows of the puzzle table; None: row 0.
+      mesh: devices of this process (distributed.data_mesh) over which slots are split; None: one device. They wait for
+        each other once a cycle, to count who is running; `weights` must be on all of them.
       report: takes (puzzles done, n) now and then.
     """
-    return _Run(model, weights, np.asarray(inputs, np.uint8), L, settings, verify, draw_symmetry, identifiers)(report)
+    return _Run(model, weights, np.asarray(inputs, np.uint8), L, settings, verify, draw_symmetry, identifiers,
+                mesh)(report)
 
 
 class _Run:
     """One call of `solve`. Slot b works on job held[b] = (puzzle, restart), (-1, -1) where it is free."""
 
-    def __init__(self, model, weights, inputs, L, settings, verify, draw_symmetry, identifiers):
+    def __init__(self, model, weights, inputs, L, settings, verify, draw_symmetry, identifiers, mesh):
         if settings.restarts > 1 and settings.vary == "symmetry" and draw_symmetry is None:
             raise InferenceError("vary = 'symmetry': this puzzle has no symmetries to draw; vary start or cycle")
         self._model, self._weights, self._L, self._settings = model, weights, L, settings
+        self._mesh = None if mesh is None or mesh.size == 1 else mesh
         self._verify, self._draw, self._inputs = verify, draw_symmetry, inputs
         rows = np.zeros(len(inputs)) if identifiers is None else identifiers
         self._identifiers = np.asarray(rows, np.int32)
@@ -318,7 +333,7 @@ class _Run:
     def __call__(self, report) -> Results:
         s, begun = self._settings, time.perf_counter()
         n = len(self._inputs)
-        self._resize(min(bucket(n * s.restarts), bucket(s.batch_size)))
+        self._resize(min(self._batch(n * s.restarts), self._batch(s.batch_size)))
         slots, cycles = None, FIRST_CYCLES
         while True:
             slots, refilled = self._fill(slots)
@@ -343,6 +358,11 @@ class _Run:
         return self._results(time.perf_counter() - begun)
 
     # Slots.
+
+    def _batch(self, n: int) -> int:
+        """Size of a batch for n jobs: on each device a power of two."""
+        devices = self._mesh.size if self._mesh else 1
+        return devices * bucket(-(-n // devices))
 
     def _resize(self, B: int) -> None:
         self._held = np.full((B, 2), -1)
@@ -370,7 +390,8 @@ class _Run:
         held = np.maximum(self._held, 0)
         sigma = np.where(held[:, 1] > 0, self._settings.sigma, 0).astype(np.float32)
         made = _begin(self._model, self._weights, self._asked, self._identifiers[held[:, 0]], self._base,
-                      held[:, 0].astype(np.int32), held[:, 1].astype(np.int32), self._limit, sigma, self._noisy)
+                      held[:, 0].astype(np.int32), held[:, 1].astype(np.int32), self._limit, sigma, self._noisy,
+                      self._mesh)
         return (made if slots is None else _refill(slots, made, fresh)), True
 
     def _seen_by(self, puzzle: int, restart: int) -> tuple[np.ndarray, Symmetry | None]:
@@ -384,7 +405,7 @@ class _Run:
     def _smaller_batch(self) -> int | None:
         """The size of the batch to move to, if that is worth it: never while there is work for free slots."""
         B, running = len(self._alive), int(self._alive.sum())
-        small = bucket(running)
+        small = self._batch(running)
         if len(self._queue) or small == B:
             return None
         left = int((self._limit - self._done)[self._alive].max())
@@ -392,7 +413,7 @@ class _Run:
 
     def _shrink(self, slots: Slots, size: int) -> Slots:
         rows = np.concatenate([np.flatnonzero(self._alive), np.flatnonzero(~self._alive)])[:size]
-        slots = _gather(slots, rows.astype(np.int32))
+        slots = _gather(slots, rows.astype(np.int32), self._mesh)
         for name in ("_held", "_limit", "_alive", "_asked", "_done", "_checked"):
             setattr(self, name, getattr(self, name)[rows])
         self._undo = [self._undo[b] for b in rows]

@@ -6,8 +6,8 @@
     python -m trm_jax.solve --workdir=runs/quick --example=3 --watch      the answer as it fills in
 
 A line is a puzzle as text, or JSON: a string, or an object {"puzzle": "...", "id": ...}; a .json file is a list of
-these, or an object of them by id, such as ARC's challenges: a task is {"test": [{"input": grid}, ...]}. A puzzle is done when the rules accept its answer, when the answer has stood still,
-or when its budget is spent.
+these, or an object of them by id, such as ARC's challenges: a task is {"test": [{"input": grid}, ...]}. A puzzle is
+done when the rules accept its answer, when the answer has stood still, or when its budget is spent.
 
 The exit status is 0 if the verifier accepts every answer, 1 if not, 2 if nothing could be tried.
 """
