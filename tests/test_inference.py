@@ -99,6 +99,23 @@ def test_symmetries_are_undone_and_noise_is_not_the_neighbours():
         assert all((noisy[p, 0] == found[p, 0]).mean() > 0.9 for p in range(5)), "restart 0 is the plain one"
 
 
+@pytest.mark.parametrize("arch, L", [
+    ({"recursion": "single_z"}, 2), ({"recursion": "multi_z"}, 2), ({"recursion": "direct", "L_cycles": 0}, 0),
+    ({"H_layers": 1, "supervision": "deep", "halting_head": True}, 2)])
+def test_every_system_of_the_family(arch, L):
+    arch = config.Arch(**{"L_cycles": 2, "hidden_size": 8, "mlp_hidden_size": 8, "mixer_hidden_size": 8,
+                          "puzzle_emb_ndim": 8, "puzzle_emb_len": 1, "forward_dtype": "float32", **arch})
+    model = Model(arch, Shape(16, 6))
+    w = weights.Weights(*jax.jit(model.init)(jax.random.key(0)))
+    inputs = np.stack([blanked(b) for b in (3, 8, 5)])
+    r = inference.solve(model, w, inputs, L, Settings(max_cycles=3, settle=0, batch_size=2))
+    fixed = jax.jit(inference.unrolled, static_argnums=(0, 5))(
+        model, w, jnp.asarray(inputs), jnp.zeros(3, jnp.int32), np.int32(3), L)
+    np.testing.assert_array_equal(r.answers.tokens, fixed)
+    assert r.core_calls == r.slot_cycles * model.test_cycles * (L + 1)
+    assert (r.answers.q_halt != 0).all() == arch.halting_head
+
+
 def test_noise_has_the_deviation_asked_for():
     keys = jax.random.split(jax.random.key(0), 3)
     zeros = jnp.zeros((50, 3, 40))
