@@ -146,7 +146,10 @@ def test_domains_without_rules_are_compared_with_the_solution():
     data = data_of(watch.page(domain, [shown], "t"))
     assert data["fault"] == "unlike the solution" and data["films"][0]["words"] == ["not the solution", ""]
     assert data["drawing"]["shapes"][:4] == ["empty", "end", arc.PALETTE[0], arc.PALETTE[1]]
-    faults = unpacked(data["films"][0], 900)[3]
+    assert (data["drawing"]["rows"], data["drawing"]["columns"]) == (3, 4), "of 30 x 30 only what is used"
+    inputs, tokens, _, faults = unpacked(data["films"][0], 12)
+    assert inputs.tolist() == [3, 4, 1, 0, 2, 5, 1, 0, 1, 1, 0, 0] and tokens[1].tolist() == [
+        4, 3, 2, 1, 5, 2, 11, 1, 1, 1, 1, 0]
     assert np.flatnonzero(faults[0]).tolist() == [1] and not faults[1].any()
     unknown = data_of(watch.page(domain, [shown._replace(solution=None)], "t"))
     assert unknown["fault"] == "" and unknown["films"][0]["words"] == [None]

@@ -56,8 +56,10 @@ def shown_cycles(trace: Trace, most: int = MOST_FRAMES) -> np.ndarray:
 def page(domain: puzzles.Domain, films: Sequence[Film], title: str, source: str = "") -> str:
     """The HTML page; `source` is a line at its foot. Texts are shown as they are, whatever they hold."""
     drawing = pictures.drawing(domain)
-    data = {"drawing": drawing._asdict(), "unit": films[0].answer.unit, "fault": _fault(domain, films),
-            "verified_as": domain.verified_as or "the solution", "films": [_film(domain, film) for film in films]}
+    rows, columns = _used(drawing, films)
+    data = {"drawing": drawing._asdict() | {"rows": rows, "columns": columns}, "unit": films[0].answer.unit,
+            "fault": _fault(domain, films), "verified_as": domain.verified_as or "the solution",
+            "films": [_film(domain, film, rows, columns) for film in films]}
     # Nothing in the text can end the script element that holds it.
     safe = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     parts = {"title": html.escape(title), "source": html.escape(source), "data": safe}
@@ -65,10 +67,25 @@ def page(domain: puzzles.Domain, films: Sequence[Film], title: str, source: str 
     return re.sub(r"\{\{(title|source|data)\}\}", lambda found: parts[found[1]], template)
 
 
-def _film(domain: puzzles.Domain, film: Film) -> dict[str, Any]:
-    """JSON of a film of n frames: `tokens` and `sure` (0 .. 255) are base64 of bytes [n, S], `faults` of bits [n, S],
-    `words` are different reasons and `says` which of them holds for each frame: "" verified, None nothing to judge by.
+def _used(drawing: pictures.Drawing, films: Sequence[Film]) -> tuple[int, int]:
+    """(rows, columns) to show: all, but of a canvas that grids need not fill only as much as any frame uses."""
+    if "end" not in drawing.shapes:
+        return drawing.rows, drawing.columns
+    filled = np.array([shape != "empty" for shape in drawing.shapes])
+    frames = np.concatenate([np.concatenate([film.trace.inputs[None], film.trace.tokens]) for film in films])
+    used = filled[frames].any(axis=0).reshape(drawing.rows, drawing.columns)
+    return tuple(int(np.flatnonzero(used.any(axis=axis)).max(initial=0)) + 1 for axis in (1, 0))
+
+
+def _film(domain: puzzles.Domain, film: Film, rows: int, columns: int) -> dict[str, Any]:
+    """JSON of a film of n frames and their first rows and columns, U = rows * columns cells.
+
+    `tokens` and `sure` (0 .. 255) are base64 of bytes [n, U], `faults` of bits [n, U]. `words` are the different
+    reasons and `says` tells which of them each frame has: "" verified, None nothing to judge by.
     """
+    def cut(cells: np.ndarray) -> np.ndarray:  # [..., S] -> [..., rows, columns]
+        return cells.reshape(*cells.shape[:-1], *domain.grid)[..., :rows, :columns]
+
     trace, cycles = film.trace, shown_cycles(film.trace)
     tokens = trace.tokens[cycles - 1].astype(np.uint8)
     sure = np.nan_to_num(trace.confidence[cycles - 1]).clip(0, 1)
@@ -78,9 +95,9 @@ def _film(domain: puzzles.Domain, film: Film) -> dict[str, Any]:
             "stands": trace.stands_since, "cycles": cycles.tolist(),
             "residual": [float(f"{r:.3g}") if np.isfinite(r) else None for r in trace.residual[cycles - 1].tolist()],
             "words": words, "says": [words.index(reason) for reason in reasons],
-            "inputs": _base64(trace.inputs.astype(np.uint8)), "tokens": _base64(tokens),
-            "sure": _base64((255 * sure).round().astype(np.uint8)),
-            "faults": _base64(np.packbits(_faults(domain, film, tokens)))}
+            "inputs": _base64(cut(trace.inputs.astype(np.uint8))), "tokens": _base64(cut(tokens)),
+            "sure": _base64(cut((255 * sure).round().astype(np.uint8))),
+            "faults": _base64(np.packbits(cut(_faults(domain, film, tokens))))}
 
 
 def _fault(domain: puzzles.Domain, films: Sequence[Film]) -> str:
