@@ -216,5 +216,7 @@ def test_as_a_solver(given, result):
     assert solved["core_calls_per_example"] >= (L + 1) * solved["mean_cycles"] > 0
     shown = evaluate.table(found)
     assert "as a solver: done when verified" in shown and "noise of 0.5 at the start" in shown
+    by_symmetry = evaluate.table(found | {"solved": solved | {"vary": "symmetry", "sigma": None}})
+    assert "up to 3 tries that differ by a symmetry:" in by_symmetry
     with pytest.raises(config.ConfigError, match="eval.restarts = 2: must be 0: ARC"):
         config.parse({"data": {"puzzle": "arc"}, "eval": {"restarts": 2}})
