@@ -216,13 +216,14 @@ FIXED, ENGINE, PLAIN, ORACLE = pictures.COLOURS[5], pictures.COLOURS[0], picture
 def figure(result: dict[str, Any], title: str, from_percent: float = 0.0):
     """Heat map, cycles, restarts, FLOPs. A matplotlib Figure.
 
-    from_percent: where the vertical axes over cycles and FLOPs begin; that over restarts fits what is in it.
+    from_percent: where the vertical axes over cycles and FLOPs, and the heat map's colours, begin; all axes end where
+      the intervals do. That over restarts fits what is in it at both ends.
     """
     plt = pictures.pyplot()
     with plt.rc_context(pictures.STYLE):
         made, axes = plt.subplots(2, 2, figsize=(12, 9), dpi=150, layout="constrained")
         (top_left, top_right), (low_left, low_right) = axes
-        _heat_map(top_left, plt, result)
+        _heat_map(top_left, plt, result, from_percent)
         _over_cycles(top_right, result, from_percent)
         _over_restarts(low_left, result)
         _over_flops(low_right, plt, result, from_percent)
@@ -250,13 +251,14 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, float(p - spread)), min(1.0, float(p + spread))
 
 
-def _heat_map(ax, plt, result) -> None:
+def _heat_map(ax, plt, result, from_percent: float) -> None:
     H, L = result["settings"]["H"], sorted({p["L_test"] for p in result["grid"]})
     shares = np.array([[_percent(p, result) for p in result["grid"] if p["L_test"] == inner] for inner in L])
-    ax.imshow(shares, cmap="Blues", vmin=0, vmax=110, aspect="auto", origin="lower")
+    image = ax.imshow(shares, cmap="Blues", vmin=from_percent, aspect="auto", origin="lower",
+                      vmax=from_percent + 1.15 * max(1.0, np.nanmax(shares, initial=0.0) - from_percent))
     for (i, j), value in np.ndenumerate(shares):
         ax.text(j, i, "-" if np.isnan(value) else evaluate.percent(value / 100), ha="center", va="center", fontsize=10,
-                color="white" if value > 60 else pictures.INK)
+                color="white" if image.norm(value) > 0.55 else pictures.INK)
     if (at := (result["trained"]["H"], result["trained"]["L"]))[0] in H and at[1] in L:
         ax.add_patch(plt.Rectangle((H.index(at[0]) - 0.5, L.index(at[1]) - 0.5), 1, 1, fill=False, linewidth=2,
                                    edgecolor=PLAIN, clip_on=False, zorder=3))
@@ -274,6 +276,7 @@ def _heat_map(ax, plt, result) -> None:
 
 
 def _over_cycles(ax, result, from_percent: float) -> None:
+    H = result["settings"]["H"]
     at_L = [p for p in result["grid"] if p["L_test"] == result["L"]]
     _line(ax, result, at_L, "H_test", FIXED, "s", "every puzzle H cycles")
     for stop, colour, marker, label in (("settled", PLAIN, "o", "until settled"),
@@ -284,22 +287,20 @@ def _over_cycles(ax, result, from_percent: float) -> None:
                     linewidth=1.4)
             _line(ax, result, points, "mean_cycles", colour, marker, label)
     ax.plot([], [], ":", color=pictures.FAINT, linewidth=1.4, label="(dotted: median instead of mean)")
-    _finish(ax, result, from_percent, f"cycles used per puzzle on average, limits of {_list(result['settings']['H'])}",
+    _finish(ax, result, from_percent, f"cycles used per puzzle on average, limits from {H[0]:,} to {H[-1]:,}",
             f"{_what(result)} over cycles used (L {result['L']})")
     _log2(ax)
 
 
 def _over_restarts(ax, result) -> None:
-    lowest = 100.0
-    for who, colour, marker, label in (
-            ("pass@R", ORACLE, "D", "any of R is right (pass@R, needs the solution)"),
-            ("engine", ENGINE, "^", "the engine's choice, verifier first"),
-            ("engine, no verifier", PLAIN, "o", "the engine's choice without a verifier")):
+    for who, colour, marker, size, label in (
+            ("pass@R", ORACLE, "D", 11, "any of R is right (pass@R, needs the solution)"),
+            ("engine", ENGINE, "^", 8, "the engine's choice, verifier first"),
+            ("engine, no verifier", PLAIN, "o", 5, "the engine's choice without a verifier")):
         points = [p for p in result["restarts"] if p["chosen_by"] == who]
         if points:
-            _line(ax, result, points, "restarts", colour, marker, label)
-            lowest = min(lowest, *(100 * wilson(*_counts(p, result))[0] for p in points))
-    _finish(ax, result, max(0.0, np.floor(lowest - 1)), "restarts R, the plain one included",
+            _line(ax, result, points, "restarts", colour, marker, label, size)
+    _finish(ax, result, None, "restarts R, the plain one included",
             f"{_what(result)} over restarts (L {result['L']})")
     _log2(ax, result["settings"]["restarts"])
 
@@ -320,6 +321,9 @@ def _over_flops(ax, plt, result, from_percent: float) -> None:
         _line(ax, result, points, "flops_per_puzzle", pictures.COLOURS[3], "*",
               f"up to {_list(result['settings']['restarts'])} restarts, until verified")
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(plt.matplotlib.ticker.EngFormatter())
+    ax.minorticks_off()
     _finish(ax, result, from_percent, "FLOP per puzzle", f"{_what(result)} over computation")
 
 
@@ -340,11 +344,11 @@ def _counts(point, result) -> tuple[int, int]:
     return round((point[result["measure"]] or 0.0) * point["n"]), max(1, point["n"])
 
 
-def _line(ax, result, points, over: str, colour, marker: str, label: str) -> None:
+def _line(ax, result, points, over: str, colour, marker: str, label: str, size: int = 6) -> None:
     x, y = [p[over] for p in points], [_percent(p, result) for p in points]
     low, high = zip(*([100 * end for end in wilson(*_counts(p, result))] for p in points))
     ax.vlines(x, low, high, color=colour, linewidth=1.0, alpha=0.45)
-    ax.plot(x, y, "-" + marker, color=colour, linewidth=1.8, markersize=6, markerfacecolor="white",
+    ax.plot(x, y, "-" + marker, color=colour, linewidth=1.8, markersize=size, markerfacecolor="white",
             markeredgewidth=1.5, label=label)
 
 
@@ -360,9 +364,12 @@ def _log2(ax, ticks: Sequence[int] = ()) -> None:
     ax.minorticks_off()
 
 
-def _finish(ax, result, from_percent: float, label: str, title: str) -> None:
-    margin = (100 - from_percent) / 50
-    ax.set_ylim(from_percent - margin, 100 + margin)
+def _finish(ax, result, from_percent: float | None, label: str, title: str) -> None:
+    """from_percent None: the axis begins under the lowest interval."""
+    low, high = ax.dataLim.intervaly
+    low = from_percent if from_percent is not None else max(0.0, low - (high - low) / 3)  # room for the legend
+    margin = max(high - low, 0.1) / 20
+    ax.set_ylim(low - margin, high + margin)
     ax.yaxis.set_major_formatter(lambda percent, _: f"{percent:g} %")
     ax.grid(color=pictures.GRID, linewidth=0.8)
     ax.set_axisbelow(True)
