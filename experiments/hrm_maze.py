@@ -24,4 +24,6 @@ def get_config(variant: str = ""):
     attention = config_lib.experiment_file(pathlib.Path(__file__).with_name("trm_att_maze.py"))
     c = attention.beside("hrm_sudoku").get_config(variant)
     attention.on_mazes(c, variant)
+    if variant == "quick":
+        c.total_steps = 2900
     return c

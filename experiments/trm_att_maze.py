@@ -30,18 +30,24 @@ def get_config(variant: str = ""):
     on_mazes(c, variant)
     c.arch.L_cycles = 4
     if variant == "quick":
-        c.total_steps = 1500
+        c.total_steps = 1900
     return c
 
 
 def on_mazes(c, variant: str):
-    """Data and evaluation of rsm_maze; of its :quick also how cells tell where they are."""
+    """Data and evaluation of rsm_maze; of its :quick also sizes, rate, and positions by row and column."""
     mazes = beside("rsm_maze").get_config(variant)
     c.data.update(mazes.data)
     c.eval.max_examples = mazes.eval.max_examples
     c.eval.batch_size = mazes.eval.batch_size
-    if variant == "quick" and not c.arch.mlp_t:
-        c.arch.pos_encodings = mazes.arch.pos_encodings
+    if variant == "quick":
+        for name in ("hidden_size", "mlp_hidden_size", "num_heads", "L_layers"):
+            c.arch[name] = mazes.arch[name]
+        c.arch.puzzle_emb_ndim = c.arch.hidden_size
+        c.lr = mazes.lr
+        c.eval.H_test = (1, 2, 4, 8, 16, 32)
+        if not c.arch.mlp_t:
+            c.arch.rope_theta, c.arch.rope_columns = mazes.arch.rope_theta, mazes.arch.rope_columns
 
 
 def beside(name: str):

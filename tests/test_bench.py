@@ -10,14 +10,15 @@ def test_variants_take_turns(tmp_path):
     e = tiny.experiment(tmp_path / "no-dataset", arch={"puzzle_emb_ndim": 0, "puzzle_emb_len": 0})
     lines = bench.compare(e, ["arch.remat=False,global_batch_size=8"], repeats=2).splitlines()
     assert "batch 16, H 2, L 2" in lines[0] and "median of 2" in lines[0]
-    (name, *first), (changes, *second) = (line.rsplit(maxsplit=11) for line in lines[2:])
+    (name, *first), (changes, *second) = (line.rsplit(maxsplit=11) for line in lines[2:4])
     assert name.strip() == "as configured" and changes.strip() == "arch.remat=False,global_batch_size=8"
+    assert "most memory" in lines[4] and 10**8 < bench.peak_bytes() < 10**11
     assert first[3] == "1.00" and all(float(x) > 0 for x in (*first[:3], *second[:3]))
 
 
 def test_puzzle_tables_of_several_sizes(tmp_path):
     lines = bench.compare(tiny.experiment(tmp_path / "no-dataset"), [], repeats=1, rows=[10, 2000]).splitlines()
-    assert [line.split(" rows")[0] for line in lines[2:]] == ["10", "2,000"]
+    assert [line.split(" rows")[0] for line in lines[2:4]] == ["10", "2,000"]
 
 
 @pytest.mark.parametrize("change, message", [

@@ -278,6 +278,9 @@ def test_refusals(split, tmp_path):
     folder = tiny.dataset(tmp_path / "d", 4, 2, MAZE)
     with pytest.raises(DatasetError, match="is a maze dataset, but data.puzzle = 'sudoku'"):
         state.Data.load(config.parse({"data": {"path": str(folder)}}))
+    arch = {"mlp_t": False, "pos_encodings": "rope", "rope_columns": MAZE.cols + 1}
+    with pytest.raises(DatasetError, match=f"rope_columns = {MAZE.cols + 1}, but the grids .* have {MAZE.cols} columns"):
+        state.Data.load(config.parse({"data": {"path": str(folder), "puzzle": "maze"}, "arch": arch}))
     data = state.Data.load(config.parse({"data": {"path": str(folder), "puzzle": "maze"}}))
     assert data.domain == MAZE and data.test.log2_paths.shape == (2,)
 

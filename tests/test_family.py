@@ -204,11 +204,10 @@ STEPS = {"trm_att_sudoku": 65_104, "trm_mlp_sudoku": 65_104, "hrm_sudoku": 26_04
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_those_of_the_papers(name):
     e = experiment(name, data={"path": "nowhere"})
-    with jax.numpy_dtype_promotion("standard"):  # jax's attention in bfloat16
-        text = describe.describe(e)
-        assert f"{COUNTS[name][0]:,} trained" in text and f"{STEPS[name]:,} steps of {e.global_batch_size}" in text
-        models = [Model(e.arch, Shape(*s)) for s in ((81, 11), (900, 6), (900, 12))]
-        assert tuple(model.parameter_count() for model in models) == COUNTS[name]
+    text = describe.describe(e)
+    assert f"{COUNTS[name][0]:,} trained" in text and f"{STEPS[name]:,} steps of {e.global_batch_size}" in text
+    models = [Model(e.arch, Shape(*s)) for s in ((81, 11), (900, 6), (900, 12))]
+    assert tuple(model.parameter_count() for model in models) == COUNTS[name]
 
 
 @pytest.mark.parametrize("name, changed, steps", [
@@ -219,8 +218,7 @@ def test_on_mazes_it_is_the_sudoku_recipe_but_for_the_data(name, changed, steps)
     sudoku = config.to_json(experiment(f"{name}_sudoku", data={"path": "nowhere"}))
     assert config.differences(sudoku, config.to_json(e)) == changed | {
         "data.puzzle": ("sudoku", "maze"), "data.augment": (True, False)}
-    with jax.numpy_dtype_promotion("standard"):  # jax's attention in bfloat16
-        text = describe.describe(e)
+    text = describe.describe(e)
     assert f"{COUNTS[f'{name}_sudoku'][1]:,} trained" in text and f"{steps:,} steps of 768" in text
 
 
@@ -243,8 +241,7 @@ def test_every_row_of_the_ablations_has_its_config():
         e = experiment("trm_ablations_sudoku", row)
         a = e.arch
         assert a.H_cycles * (a.L_cycles + 1) * a.L_layers == depth, row
-        with jax.numpy_dtype_promotion("standard"):
-            assert round(Model(a, Shape(81, 11)).parameter_count() / 1e6) == millions, row
+        assert round(Model(a, Shape(81, 11)).parameter_count() / 1e6) == millions, row
         if row not in ("trm_k3_T3", *(r for r in ROWS if r.startswith("hrm"))):
             assert 1 <= len(config.differences(base, config.to_json(e))) <= 4, row
         experiment("trm_ablations_sudoku", f"{row}:quick")

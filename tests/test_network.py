@@ -46,13 +46,20 @@ def np_swiglu(h, p):
     return (gate / (1 + np.exp(-gate)) * up) @ p["down"]
 
 
-def np_rope(h, theta):
-    """h [T, head], position by position, pair by pair: (i, i + head / 2) turns by position / theta^(2 i / head)."""
+def np_rope(h, arch):
+    """h [T, head], position by position, pair by pair: (i, i + head / 2) turns by position / theta^(2 i / head).
+
+    By row and column: the first half of the pairs by the row, the second by the column, each as if it were a head.
+    """
     T, head = h.shape
+    P, columns, width = prefix_len(arch), arch.rope_columns, head // 2 if arch.rope_columns else head
     out = np.empty_like(h)
     for t in range(T):
         for i in range(head // 2):
-            angle = t / theta ** (2 * i / head)
+            place = t
+            if columns:
+                place = ((-1, t) if t < P else divmod(t - P, columns))[i // (width // 2)]
+            angle = place / arch.rope_theta ** (2 * (i % (width // 2)) / width)
             a, b = h[t, i], h[t, i + head // 2]
             out[t, i] = a * math.cos(angle) - b * math.sin(angle)
             out[t, i + head // 2] = b * math.cos(angle) + a * math.sin(angle)
@@ -69,7 +76,7 @@ def np_attention(h, p, arch):
             part = slice(n * head, (n + 1) * head)
             qn, kn = q[:, part], k[:, part]
             if arch.pos_encodings == "rope":
-                qn, kn = np_rope(qn, arch.rope_theta), np_rope(kn, arch.rope_theta)
+                qn, kn = np_rope(qn, arch), np_rope(kn, arch)
             scores = qn @ kn.T / math.sqrt(head)
             weights = np.exp(scores - scores.max(1, keepdims=True))
             out[b, :, part] = weights / weights.sum(1, keepdims=True) @ v[:, part]
@@ -144,11 +151,13 @@ NO_PREFIX = {"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}
     (dataclasses.replace(ATT, pos_encodings="rope"), Shape(6, 5)),
     (dataclasses.replace(ATT, pos_encodings="rope", rope_theta=7.0, hidden_size=18, num_heads=3, L_layers=2,
                          mixer_norm_axis="token", **NO_PREFIX), Shape(5, 3)),
+    (dataclasses.replace(ATT, pos_encodings="rope", rope_columns=3, rope_theta=9.0, hidden_size=16, num_heads=2,
+                         puzzle_emb_len=2), Shape(6, 5)),
     (dataclasses.replace(ATT, hidden_size=9, num_heads=3, puzzle_emb_len=2, tie_head=False), Shape(3, 4)),
     (dataclasses.replace(ATT, num_heads=1, pos_encodings="learned"), Shape(7, 2)),
 ], ids=["mlp", "mlp-token-norm-2-layers", "mlp-last-norm-token-untied", "mlp-by-expansion-padded-prefix",
-        "mlp-learned-no-prefix", "attention-rope", "attention-rope-theta-no-prefix", "attention-no-positions",
-        "attention-learned"])
+        "mlp-learned-no-prefix", "attention-rope", "attention-rope-theta-no-prefix", "attention-rope-by-row-and-column",
+        "attention-no-positions", "attention-learned"])
 def test_network_is_the_plain_network(arch, shape):
     model, params, fixed, rows, tokens = build(arch, shape)
     logits, y = jax.jit(forward, static_argnums=0)(model, params, fixed, rows, tokens)
@@ -218,8 +227,7 @@ def test_bfloat16_activations_give_float32_logits_close_to_float32s(arch):
     for dtype in ("float32", "bfloat16"):
         model, *rest = build(arch, Shape(6, 5))
         model = Model(dataclasses.replace(arch, forward_dtype=dtype), Shape(6, 5))
-        with jax.numpy_dtype_promotion("standard"):  # jax's own attention promotes bfloat16 by itself
-            logits, y = jax.jit(forward, static_argnums=0)(model, *rest)
+        logits, y = jax.jit(forward, static_argnums=0)(model, *rest)
         assert logits.dtype == jnp.float32 and y.dtype == jnp.dtype(dtype)
         results[dtype] = np.asarray(logits)
         assert {leaf.dtype for leaf in jax.tree.leaves(rest[0])} == {np.dtype(np.float32)}

@@ -142,9 +142,8 @@ def test_published_experiments_are_recognised(file):
     """At full size, without a hint: everything that the network is, and the grid."""
     e = config.parse(config.from_file(f"experiments/{file}.py"))
     shape = Shape(81, 11, 1)
-    with jax.numpy_dtype_promotion("standard"):  # jax's attention in bfloat16
-        hollow = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
-                              jax.eval_shape(Model(e.arch, shape).init, jax.random.key(0)))
+    hollow = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
+                          jax.eval_shape(Model(e.arch, shape).init, jax.random.key(0)))
     theirs = pretrained.state_dict(*hollow, e.arch)
     if not e.arch.tie_head:
         theirs["lm_head.weight"] = theirs["lm_head.weight"] + 1  # not the embedding
@@ -291,6 +290,8 @@ def test_from_ours_to_theirs_and_back_on_the_command_line(tmp_path, sudoku, caps
     arch = dataclasses.replace(sudoku.experiment.arch, **tied)
     assert pretrained.deviations(sudoku.experiment.arch) == []
     assert pretrained.deviations(arch) == ["arch.mlp_norm_axis = 'token'", "arch.tie_head = True"]
+    by_row_and_column = dataclasses.replace(sudoku.experiment.arch, rope_columns=4)
+    assert pretrained.deviations(by_row_and_column) == ["arch.rope_columns = 4"]
     assert pretrained.main(["export", ours, "--out", theirs, "--prefix", ""]) == 0
     assert "L_init" in safetensors.numpy.load_file(theirs)
     assert pretrained.main(["import", again, "--out", ours]) == 2

@@ -1,7 +1,7 @@
 """Times the training step of a config, beside variants of it, and says what memory each takes.
 
     python -m trm_jax.bench --config=experiments/rsm_sudoku.py:quick --against=arch.remat=False
-    python -m trm_jax.bench --config=experiments/trm_mlp_sudoku.py --set global_batch_size=16 --against=...
+    python -m trm_jax.bench --config=experiments/trm_att_maze.py --set global_batch_size=4 --against=arch.attention=whole
     python -m trm_jax.bench --config=experiments/trm_att_arc1.py:quick --rows 1000 --rows 960961
 
 The variants take turns within one process, so that what else the machine does hits them alike; the ratio of their
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import resource
 import statistics
 import sys
 import time
@@ -108,7 +109,14 @@ def compare(base: config.Experiment, against: list[str], repeats: int, rows: Seq
         f"{distributed.device_description()}, median of {repeats} in turns",
         f"{'':32}{'median ms':>10}{'min':>9}{'max':>9}{'ratio':>8}{'temporary':>12}{'in place':>12}{'model':>16}"
         f"{'compile s':>11}",
-        *(c.line(first) for c in contenders)])
+        *(c.line(first) for c in contenders),
+        f"most memory that this process has held so far: {human(peak_bytes(), 'B')}"])
+
+
+def peak_bytes() -> int:
+    """Of this process, on the host: of programs on a CPU, everything."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def main(argv: Sequence[str] | None = None) -> int:

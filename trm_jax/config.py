@@ -53,8 +53,12 @@ class Arch:
     mlp_hidden_size: int = 0  # 0: by expansion. Otherwise the channel SwiGLU's hidden size itself
     mixer_hidden_size: int = 0  # 0: by expansion. Otherwise the token-mixing SwiGLU's hidden size itself
     mlp_t: bool = True  # tokens are mixed by a SwiGLU over the sequence; False: by attention
+    # auto: of long sequences the scores are never all alive at once, by cuDNN's fused attention where it can be had
+    # (NVIDIA GPUs, bfloat16), else block by block. See models/attention.py.
+    attention: Literal["auto", "whole", "blocks", "cudnn"] = "auto"
     pos_encodings: Literal["none", "rope", "learned"] = "none"
     rope_theta: float = 10000.0
+    rope_columns: int = 0  # 0: rotary positions count along the flattened grid. Otherwise its width: row and column
     rms_norm_eps: float = 1e-5
     mixer_norm_axis: Axis = "feature"  # axis of the norm after token mixing: RSM "feature", TRM's MLP-T "token"
     mlp_norm_axis: Axis = "feature"  # axis of the norm after the channel SwiGLU
@@ -353,15 +357,7 @@ def _impossible(e: Experiment) -> list[str]:
          "their own; python -m trm_jax.data arc --num_aug says how many")
     need(e.arch.expansion > 0, "arch.expansion", "must be positive")
     need(e.arch.rms_norm_eps > 0, "arch.rms_norm_eps", "must be positive")
-    if not e.arch.mlp_t:
-        need(e.arch.hidden_size % e.arch.num_heads == 0, "arch.num_heads",
-             f"must divide arch.hidden_size = {e.arch.hidden_size}")
-        if e.arch.hidden_size % e.arch.num_heads == 0 and e.arch.pos_encodings == "rope":
-            need((e.arch.hidden_size // e.arch.num_heads) % 2 == 0, "arch.num_heads",
-                 "RoPE needs an even head size, hidden_size / num_heads")
-        need(e.arch.mixer_hidden_size == 0, "arch.mixer_hidden_size", "has no meaning with attention (mlp_t = False)")
-    if e.arch.mlp_t:
-        need(e.arch.pos_encodings != "rope", "arch.pos_encodings", "RoPE needs attention; set arch.mlp_t = False")
+    _impossible_attention(e, need)
     if e.arch.puzzle_emb_ndim == 0:
         need(e.arch.puzzle_emb_len == 0, "arch.puzzle_emb_len",
              "must be 0 when arch.puzzle_emb_ndim = 0 (there is no prefix)")
@@ -385,6 +381,34 @@ def _impossible(e: Experiment) -> list[str]:
     need(e.eval.restarts < 2 or e.eval.vary == "symmetry" or e.eval.sigma > 0, "eval.sigma",
          "must be positive: restarts that differ by noise need some")
     return faults
+
+
+def no_cudnn(head: int, forward_dtype: str) -> str:
+    """Why cuDNN's attention cannot be had for heads of this size and this dtype; "" if it can."""
+    if forward_dtype != "bfloat16":
+        return f"cuDNN's needs arch.forward_dtype = 'bfloat16', not {forward_dtype!r}"
+    if head % 8 or head > 128:
+        return f"cuDNN's needs a head size, hidden_size / num_heads, that 8 divides and of at most 128, not {head}"
+    return ""
+
+
+def _impossible_attention(e: Experiment, need) -> None:
+    a = e.arch
+    head, rest = divmod(a.hidden_size, max(a.num_heads, 1))
+    need(a.rope_columns >= 0, "arch.rope_columns", "must not be negative")
+    need(not a.rope_columns or a.pos_encodings == "rope", "arch.rope_columns", "needs arch.pos_encodings = 'rope'")
+    if a.mlp_t:
+        need(a.pos_encodings != "rope", "arch.pos_encodings", "RoPE needs attention; set arch.mlp_t = False")
+        need(a.attention == "auto", "arch.attention", "has no meaning without attention (mlp_t = True)")
+        return
+    need(rest == 0, "arch.num_heads", f"must divide arch.hidden_size = {a.hidden_size}")
+    need(a.mixer_hidden_size == 0, "arch.mixer_hidden_size", "has no meaning with attention (mlp_t = False)")
+    if rest == 0 and a.pos_encodings == "rope":
+        need(head % 2 == 0, "arch.num_heads", "RoPE needs an even head size, hidden_size / num_heads")
+        need(head % 4 == 0 or not a.rope_columns, "arch.num_heads",
+             "RoPE by row and column needs a head size, hidden_size / num_heads, that 4 divides")
+    if rest == 0 and a.attention == "cudnn":
+        need(not no_cudnn(head, a.forward_dtype), "arch.attention", no_cudnn(head, a.forward_dtype))
 
 
 def _impossible_recursion(e: Experiment, need) -> None:

@@ -60,6 +60,9 @@ class Data:
         domain = store.load_domain(d.path, d.puzzle, train.metadata.seq_len)
         if domain.name != d.puzzle:
             raise store.DatasetError(f"{d.path} is a {domain.name} dataset, but data.puzzle = {d.puzzle!r}")
+        if (columns := experiment.arch.rope_columns) not in (0, domain.grid[1]):
+            raise store.DatasetError(f"arch.rope_columns = {columns}, but the grids of {d.path} have {domain.grid[1]} "
+                                     "columns")
         return cls(train, test, domain)
 
     @property

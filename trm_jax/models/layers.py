@@ -9,9 +9,13 @@ gradients of the weights.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from trm_jax.models import attention
 
 TRUNCATED_STD = 0.87962566103423978  # std of a standard normal that is cut at 2 sigma
 
@@ -54,12 +58,29 @@ class SwiGLU(nn.Module):
         return out.reshape(h.shape)
 
 
-def rope_tables(T: int, head: int, theta: float):
-    """cos, sin [T, head] of rotary positions ("rotate half" layout), float32."""
-    inverse = 1.0 / theta ** (jnp.arange(0, head, 2, dtype=jnp.float32) / head)
-    angles = jnp.outer(jnp.arange(T, dtype=jnp.float32), inverse)
-    angles = jnp.concatenate([angles, angles], axis=-1)
-    return jnp.cos(angles), jnp.sin(angles)
+class Rope(NamedTuple):
+    """Rotary positions. The prefix P comes first; `columns` 0: tokens count on, along the flattened grid (published).
+
+    Otherwise the first half of the frequencies turns with a token's row, the second with its column, in a grid so
+    wide; the prefix is the row above it. What is next to what is then the same everywhere, and no row's end is next
+    to the beginning of the following one.
+    """
+
+    theta: float
+    columns: int = 0
+    prefix: int = 0
+
+    def tables(self, T: int, head: int):
+        """cos, sin [T, head] ("rotate half" layout), float32."""
+        tokens = jnp.arange(T, dtype=jnp.int32)
+        places = [tokens]
+        if self.columns:
+            row, column = jnp.divmod(tokens - self.prefix, self.columns)
+            places = [jnp.maximum(row, -1), jnp.where(row < 0, tokens, column)]
+        width = head // len(places)
+        inverse = 1.0 / self.theta ** (jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+        angles = jnp.concatenate([jnp.outer(p.astype(jnp.float32), inverse) for p in places] * 2, axis=-1)
+        return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(h, cos, sin):
@@ -74,7 +95,8 @@ class Attention(nn.Module):
     """Non-causal self-attention over tokens, fused qkv, optional RoPE, no biases."""
 
     num_heads: int
-    rope_theta: float | None  # None: no rotary positions
+    rope: Rope | None
+    implementation: str  # see attention.chosen
 
     @nn.compact
     def __call__(self, h):
@@ -85,10 +107,10 @@ class Attention(nn.Module):
         qkv = (h.reshape(T * B, D) @ qkv_kernel).reshape(T, B, 3, N, head)
         qkv = qkv.transpose(2, 1, 0, 3, 4)  # [3, B, T, N, head]
         q, k, v = qkv[0], qkv[1], qkv[2]
-        if self.rope_theta is not None:
-            cos, sin = rope_tables(T, head, self.rope_theta)
+        if self.rope is not None:
+            cos, sin = self.rope.tables(T, head)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out = jax.nn.dot_product_attention(q, k, v)  # [B, T, N, head]
+        out = attention.chosen(self.implementation, T, head, h.dtype.name)(q, k, v)  # [B, T, N, head]
         return (out.transpose(1, 0, 2, 3).reshape(T * B, D) @ out_kernel).reshape(T, B, D)
 
 
@@ -103,7 +125,8 @@ class Block(nn.Module):
     mixer_hidden_size: int
     mlp_hidden_size: int
     num_heads: int
-    rope_theta: float | None
+    rope: Rope | None
+    attention: str
     mixer_norm_axis: str
     mlp_norm_axis: str
     eps: float
@@ -114,6 +137,6 @@ class Block(nn.Module):
         if self.mixer == "mlp":
             mixed = SwiGLU(self.mixer_hidden_size, axis=0, name="mixer")(h)
         else:
-            mixed = Attention(self.num_heads, self.rope_theta, name="mixer")(h)
+            mixed = Attention(self.num_heads, self.rope, self.attention, name="mixer")(h)
         h = rms_norm(h + mixed, axes[self.mixer_norm_axis], self.eps)
         return rms_norm(h + SwiGLU(self.mlp_hidden_size, axis=2, name="mlp")(h), axes[self.mlp_norm_axis], self.eps)

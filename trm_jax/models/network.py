@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from trm_jax import config
-from trm_jax.models.layers import Block, swiglu_hidden, truncated_normal
+from trm_jax.models.layers import Block, Rope, swiglu_hidden, truncated_normal
 from trm_jax.recursion import RECURSIONS, Core, Cores, Cycle, Latents, several
 
 Array = jax.Array
@@ -48,7 +48,8 @@ class Network(nn.Module):
                 mixer_hidden_size=a.mixer_hidden_size or swiglu_hidden(T, a.expansion),
                 mlp_hidden_size=a.mlp_hidden_size or swiglu_hidden(D, a.expansion),
                 num_heads=a.num_heads,
-                rope_theta=a.rope_theta if a.pos_encodings == "rope" else None,
+                rope=Rope(a.rope_theta, a.rope_columns, prefix_len(a)) if a.pos_encodings == "rope" else None,
+                attention=a.attention,
                 mixer_norm_axis=a.mixer_norm_axis,
                 mlp_norm_axis=a.mlp_norm_axis,
                 eps=a.rms_norm_eps,

@@ -97,6 +97,8 @@ def deviations(arch: config.Arch) -> list[str]:
                  "halting_head": not rsm}
     if arch.mlp_t:
         published["mixer_norm_axis"] = published_norm_axis(rsm)
+    else:
+        published["rope_columns"] = 0
     if rsm:
         published |= {"recursion": "y_z", "H_layers": 0}
     return [f"arch.{name} = {getattr(arch, name)!r}" for name, value in published.items()
