@@ -91,11 +91,23 @@ def test_a_gpus_fused_attention_is_taken_where_it_can_be_had(monkeypatch):
     for T, head, dtype, function in ((916, 64, "bfloat16", attention.cudnn), (916, 64, "float32", attention.blocks),
                                      (916, 12, "bfloat16", attention.blocks), (97, 64, "bfloat16", attention.whole)):
         assert attention.chosen("auto", T, head, dtype) is function
-    asked = {}
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **how: asked.update(how) or q)
-    q, k, v, _ = inputs(5)
-    attention.chosen("cudnn", 916, 64, "bfloat16")(q, k, v)
-    assert asked == {"implementation": "cudnn"}
+    assert attention.chosen("cudnn", 97, 64, "bfloat16") is attention.cudnn
+
+
+@pytest.mark.parametrize("T", [6, 7])
+def test_an_odd_number_of_tokens_is_made_even_for_cudnn(T, monkeypatch):
+    asked = []
+
+    def fused(q, k, v, implementation, query_seq_lengths=None, key_value_seq_lengths=None):
+        asked.append((implementation, q.shape[1]))
+        return own(q, k, v, query_seq_lengths=query_seq_lengths, key_value_seq_lengths=key_value_seq_lengths)
+    own = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
+    q, k, v, weights = inputs(T)
+    for ours, theirs in zip(jax.tree.leaves(value_and_grads(attention.cudnn, q, k, v, weights)),
+                            jax.tree.leaves(value_and_grads(attention.whole, q, k, v, weights))):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert asked == [("cudnn", T + T % 2)]
 
 
 ATT = {"mlp_t": False, "pos_encodings": "rope", "hidden_size": 64, "num_heads": 4}

@@ -279,7 +279,7 @@ def test_refusals(split, tmp_path):
     with pytest.raises(DatasetError, match="is a maze dataset, but data.puzzle = 'sudoku'"):
         state.Data.load(config.parse({"data": {"path": str(folder)}}))
     arch = {"mlp_t": False, "pos_encodings": "rope", "rope_columns": MAZE.cols + 1}
-    with pytest.raises(DatasetError, match=f"rope_columns = {MAZE.cols + 1}, but the grids .* have {MAZE.cols} columns"):
+    with pytest.raises(DatasetError, match=f"rope_columns = {MAZE.cols + 1}, but .* have {MAZE.cols} columns"):
         state.Data.load(config.parse({"data": {"path": str(folder), "puzzle": "maze"}, "arch": arch}))
     data = state.Data.load(config.parse({"data": {"path": str(folder), "puzzle": "maze"}}))
     assert data.domain == MAZE and data.test.log2_paths.shape == (2,)

@@ -211,7 +211,8 @@ def test_parameters_are_those_of_the_papers(name):
 
 
 @pytest.mark.parametrize("name, changed, steps", [
-    ("trm_att", {"arch.L_cycles": (6, 4)}, 65_104), ("trm_mlp", {"arch.L_cycles": (6, 4)}, 65_104), ("hrm", {}, 26_041)])
+    ("trm_att", {"arch.L_cycles": (6, 4)}, 65_104), ("trm_mlp", {"arch.L_cycles": (6, 4)}, 65_104),
+    ("hrm", {}, 26_041)])
 def test_on_mazes_it_is_the_sudoku_recipe_but_for_the_data(name, changed, steps):
     """Spec §1 and §4: n 4 for TRM, and no symmetries, which would turn the tie-break among shortest paths."""
     e = experiment(f"{name}_maze", data={"path": "nowhere"})

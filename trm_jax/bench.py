@@ -1,7 +1,7 @@
 """Times the training step of a config, beside variants of it, and says what memory each takes.
 
     python -m trm_jax.bench --config=experiments/rsm_sudoku.py:quick --against=arch.remat=False
-    python -m trm_jax.bench --config=experiments/trm_att_maze.py --set global_batch_size=4 --against=arch.attention=whole
+    python -m trm_jax.bench --config=experiments/trm_att_maze.py --set global_batch_size=4 --against=...
     python -m trm_jax.bench --config=experiments/trm_att_arc1.py:quick --rows 1000 --rows 960961
 
 The variants take turns within one process, so that what else the machine does hits them alike; the ratio of their
