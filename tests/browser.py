@@ -25,6 +25,13 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                         text=True)
+        try:
+            self._begin()
+        except BaseException:
+            self._end()
+            raise
+
+    def _begin(self) -> None:
         said = iter(self._driver.stdout.readline, "")
         [port] = next(found for line in said if (found := re.findall(r"successfully on port (\d+)", line)))
         self._root = f"http://127.0.0.1:{port}/session"
@@ -38,10 +45,13 @@ class Browser:
         try:
             self._call("DELETE", "")
         finally:
-            self._driver.terminate()
-            self._driver.wait(10)
-            self._driver.stdout.close()
-            self._profile.cleanup()
+            self._end()
+
+    def _end(self) -> None:
+        self._driver.terminate()
+        self._driver.wait(10)
+        self._driver.stdout.close()
+        self._profile.cleanup()
 
     def open(self, url: str) -> None:
         self._call("POST", "/url", {"url": url})

@@ -160,7 +160,7 @@ def test_domains_without_rules_are_compared_with_the_solution():
 
 def test_animation_has_a_frame_per_cycle(solver):
     image = pytest.importorskip("PIL.Image")
-    for shown, frames in ((film(solver, text(3), 9), 1 + 3 + pictures.AFTER), (film(solver, text(2), 1), 2)):
+    for shown, frames in ((film(solver, text(2), 9), 1 + 2 + pictures.AFTER), (film(solver, text(2), 1), 2)):
         gif = image.open(io.BytesIO(pictures.animation(DOMAIN, shown.trace, "a title")))
         assert gif.format == "GIF" and gif.n_frames == frames
     for domain, shown in (maze_film(), arc_film()):
@@ -170,10 +170,15 @@ def test_animation_has_a_frame_per_cycle(solver):
 # The command line.
 
 
+@pytest.fixture(scope="module")
+def export():
+    return tiny_export()
+
+
 @pytest.fixture
-def cli(solver, monkeypatch, capsys, tmp_path):
+def cli(solver, export, monkeypatch, capsys, tmp_path):
     """(arguments, standard input) -> (status, out, err), with the scripted model, in an empty folder."""
-    weights.save(tmp_path / "w", tiny_export())
+    weights.save(tmp_path / "w", export)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Solver, "of", lambda export: solver)
 
@@ -371,6 +376,19 @@ def test_several_puzzles_and_hostile_names(view, solver):
     window.press("end")
     assert at(window) == 9 and not verdict(window).startswith("verified")
     assert window.run("return document.querySelectorAll('#chart .good').length") == 0
+
+
+def test_a_long_trace_says_what_it_leaves_out(view):
+    n = 300
+    trace = Trace(GRID, np.repeat(GRID[None], n, axis=0), np.ones((n, 16), np.float32), np.geomspace(2, 1.24e-6, n))
+    window = view(DOMAIN, [Film("long", trace, Answer("", GRID, True, "settled", n, 1, ""))])
+    window.press("end")
+    frames = len(watch.shown_cycles(trace))
+    assert window.run("return ['cycle', 'of', 'residual'].map(id => document.getElementById(id).textContent)") == [
+        "300", f"of 300 outer cycles, {frames} of them shown", "1.2 \u00d7 10\u207b\u2076"]
+    window.press("home")
+    window.press("right")
+    assert window.run("return document.getElementById('residual').textContent") == "2"
 
 
 @pytest.mark.parametrize("which", ["sudoku", "wide", "maze", "arc"])
