@@ -342,8 +342,8 @@ def _impossible(e: Experiment) -> list[str]:
     for name in ("arch.H_layers", "arch.grad_calls", "arch.puzzle_emb_ndim", "arch.puzzle_emb_len",
                  "arch.mlp_hidden_size", "arch.mixer_hidden_size", "seed", "total_steps", "lr_warmup_steps",
                  "eval.interval_steps", "eval.max_examples", "eval.restarts", "eval.sigma", "grad_clip_norm",
-                 "transition_lr_warmup_steps", "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay", "optimizer_reset_scale",
-                 "puzzle_emb_lr", "lr"):
+                 "transition_lr_warmup_steps", "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay",
+                 "optimizer_reset_scale", "puzzle_emb_lr", "lr"):
         need(get(name) >= 0, name, "must not be negative")
     for name in ("arch.prob_detach_prev_H", "arch.halt_exploration_prob", "deepen.carry_share",
                  "deepen.carry_keep_prob", "deepen.tail_prob", "lr_min_ratio"):

@@ -211,11 +211,12 @@ def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, write
         if evaluates:
             result = evaluator(system.weights(state), step, curriculum.L(step), progress.note) | clock.read()
             evaluate.save(result, workdir, votes=evaluator.votes)
-            writer.write(step, evaluate.scalars(result))
-            progress.note(evaluate.table(result))
         if evaluates or step % e.checkpoint.interval_steps == 0:
             checkpointer.save(step, state, batches.get_state() | clock.read(),
                               {metric: evaluate.best(result, metric)} if evaluates else None)
+        if evaluates:  # shown when all is safe
+            writer.write(step, evaluate.scalars(result))
+            progress.note(evaluate.table(result))
     if result is None:  # the run was complete already
         result = evaluator(system.weights(state), step, curriculum.L(step), progress.note) | clock.read()
         evaluate.save(result, workdir, votes=evaluator.votes)
