@@ -287,7 +287,7 @@ def _over_cycles(ax, result, from_percent: float) -> None:
                     linewidth=1.4)
             _line(ax, result, points, "mean_cycles", colour, marker, label)
     ax.plot([], [], ":", color=pictures.FAINT, linewidth=1.4, label="(dotted: median instead of mean)")
-    _finish(ax, result, from_percent, f"cycles used per puzzle on average, limits from {H[0]:,} to {H[-1]:,}",
+    _finish(ax, from_percent, f"cycles used per puzzle on average, limits from {H[0]:,} to {H[-1]:,}",
             f"{_what(result)} over cycles used (L {result['L']})")
     _log2(ax)
 
@@ -300,7 +300,7 @@ def _over_restarts(ax, result) -> None:
         points = [p for p in result["restarts"] if p["chosen_by"] == who]
         if points:
             _line(ax, result, points, "restarts", colour, marker, label, size)
-    _finish(ax, result, None, "restarts R, the plain one included",
+    _finish(ax, None, "restarts R, the plain one included",
             f"{_what(result)} over restarts (L {result['L']})")
     _log2(ax, result["settings"]["restarts"])
 
@@ -324,7 +324,7 @@ def _over_flops(ax, plt, result, from_percent: float) -> None:
     ax.xaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(plt.matplotlib.ticker.EngFormatter())
     ax.minorticks_off()
-    _finish(ax, result, from_percent, "FLOP per puzzle", f"{_what(result)} over computation")
+    _finish(ax, from_percent, "FLOP per puzzle", f"{_what(result)} over computation", "best")
 
 
 def _list(values: Sequence[int]) -> str:
@@ -364,7 +364,7 @@ def _log2(ax, ticks: Sequence[int] = ()) -> None:
     ax.minorticks_off()
 
 
-def _finish(ax, result, from_percent: float | None, label: str, title: str) -> None:
+def _finish(ax, from_percent: float | None, label: str, title: str, legend: str = "lower right") -> None:
     """from_percent None: the axis begins under the lowest interval."""
     low, high = ax.dataLim.intervaly
     low = from_percent if from_percent is not None else max(0.0, low - (high - low) / 3)  # room for the legend
@@ -374,7 +374,7 @@ def _finish(ax, result, from_percent: float | None, label: str, title: str) -> N
     ax.grid(color=pictures.GRID, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.set_xlabel(label)
-    ax.legend(frameon=False, fontsize=9, loc="best")
+    ax.legend(frameon=False, fontsize=9, loc=legend)
     _title(ax, title)
 
 
@@ -433,6 +433,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     result = measure(of, settings) | {"source": os.fspath(source), "command": command}
+    if args.weights:
+        result["weights_sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     metrics.write_json(out / "scaling.json", result)
     pictures.save(figure(result, f"What thinking longer buys: {Path(source).stem} on {result['dataset']}",
                          args.from_percent), out / "scaling.png")
