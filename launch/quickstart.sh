@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From an empty machine to a solved puzzle: installs, generates 9x9 Sudokus, trains a recursive model, evaluates it
-# at growing test-time depth, and solves a puzzle that it has not seen. No GPU; at most 6 minutes on two cores.
+# at growing test-time depth and as a solver with a verifier, solves a puzzle that it has not seen, and makes a web
+# page of how it did. No GPU; at most 6 minutes on two cores.
 #
 #   bash launch/quickstart.sh [--dry-run] [RUN_FOLDER]
 #
@@ -39,11 +40,14 @@ step "train a recursive model of 80,000 parameters, then let it think longer and
   "$python" -m trm_jax.main --config="$config" --workdir="$run"
 step "solve a puzzle that it has never seen" \
   "$python" -m trm_jax.solve --workdir="$run" --example 0 --watch || echo "(not every answer is right: the verifier says so)"
+step "put that into a web page that needs no network" \
+  "$python" -m trm_jax.watch --workdir="$run" --example 0 --example 1 --example 2 --out "$run/think.html" || true
 cat <<TEXT
 
-The run lies in $run: config, checkpoints, metrics.jsonl, TensorBoard files, eval/*.json. What to type next:
+The run lies in $run: config, checkpoints, metrics.jsonl, TensorBoard files, eval/*.json. Open $run/think.html in a
+browser to watch it think. What to type next:
 
-  $python -m trm_jax.solve --workdir=$run "PUZZLE"      81 characters, '.' for a blank
+  $python -m trm_jax.solve --workdir=$run --restarts=8 "PUZZLE"      81 characters, '.' for a blank
   $python -m trm_jax.main --config=$config --workdir=$run --mode=evaluate --config.eval.H_test='(256,1024)'
   $python -m trm_jax.main --config=experiments/rsm_sudoku.py --mode=describe      the paper's model
 TEXT

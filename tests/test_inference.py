@@ -178,14 +178,15 @@ def table(*rows):
     """Jobs of (puzzle, restart, answer, verified, stop, residual, q_halt)."""
     puzzle, restart, answer, verified, stop, residual, q = zip(*rows)
     stop = [inference.STOPS.index(s) for s in stop]
-    zeros = np.zeros(len(rows), int)
+    since = 10 - np.array(restart)  # later restarts settle sooner
     return Jobs(np.array(puzzle), np.array(restart), np.array(answer, np.uint8)[:, None], np.array(verified),
-                np.array(stop), zeros, zeros, np.array(residual), np.array(q, float))
+                np.array(stop), since + 4, since, np.array(residual), np.array(q, float))
 
 
 @pytest.mark.parametrize("by, chosen", [
-    (inference.CRITERIA, [3, 5, 9, -1]), (("residual",), [0, 5, 9, -1]), (("halting",), [1, 4, 7, -1]),
-    (("vote",), [1, 6, 9, -1]), (("residual", "vote"), [0, 6, 9, -1])])
+    (inference.ORDER, [3, 5, 9, -1]), (("residual",), [0, 5, 9, -1]), (("halting",), [1, 4, 7, -1]),
+    (("vote",), [1, 6, 9, -1]), (("residual", "vote"), [0, 6, 9, -1]),
+    (("settled",), [2, 8, 7, -1]), (("vote", "settled"), [2, 8, 9, -1])])
 def test_choice(by, chosen):
     jobs = table(
         (0, 0, 1, False, "settled", 1e-6, 0), (0, 1, 2, False, "settled", 1e-3, 3),

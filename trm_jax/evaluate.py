@@ -146,10 +146,13 @@ class Evaluator:
         inputs = np.asarray(test.inputs[self.rows])
         r = inference.solve(self._system.model, weights, inputs, L, settings, draw_symmetry=domain.draw_symmetry,
                             verify=lambda a, b: domain.verify(a, b).solved, mesh=mesh)
-        n = len(inputs)
+        n, labels = len(inputs), np.asarray(test.labels[self.rows], np.int32)
+        if test.metadata.ignore_label_id is not None:
+            labels[labels == test.metadata.ignore_label_id] = losses.IGNORE
+        marks = mark(domain, inputs, labels, r.answers.tokens)
         return {"H_test": settings.max_cycles, "L_test": L, "settle": settings.settle, "restarts": e.restarts,
                 "vary": e.vary, "sigma": None if e.vary == "symmetry" else e.sigma, "n": n,
-                "exact_accuracy": float((r.answers.tokens == test.labels[self.rows]).all(axis=1).mean()),
+                "exact_accuracy": share(marks.right, marks.valid),
                 "verified": float(r.answers.verified.mean()),
                 "by_restart": int((r.answers.verified & (r.answers.restart > 0)).sum()),
                 "mean_cycles": r.cycles / n, "core_calls_per_example": r.core_calls / n,

@@ -46,7 +46,8 @@ Array = jax.Array
 
 BUDGET, SETTLED, CONVERGED, VERIFIED, CANCELLED = range(5)
 STOPS = ("budget", "settled", "converged", "verified", "cancelled")  # why a job stopped, by Jobs.stop
-CRITERIA = ("verified", "residual", "halting", "vote")
+CRITERIA = ("verified", "residual", "halting", "vote", "settled")
+ORDER = CRITERIA[:4]
 FIRST_CYCLES, MOST_CYCLES = 4, 64  # of one call of the device: grows while nothing stops
 QUOTA = 16  # a call ends early when one in so many slots has stopped
 LONG = 512  # cycles that are left: with so many a half-empty batch is worth another compilation
@@ -68,7 +69,7 @@ class Settings:
     restarts: int = 1  # jobs per puzzle, the plain one included
     vary: Literal["start", "cycle", "symmetry"] = "symmetry"  # what tells them apart
     sigma: float = 0.3  # standard deviation of the noise (vary: start, cycle)
-    choose: tuple[str, ...] = CRITERIA  # see `choose`
+    choose: tuple[str, ...] = ORDER  # see `choose`
     batch_size: int = 64
     seed: int = 0
 
@@ -483,12 +484,13 @@ def bucket(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def choose(jobs: Jobs, n: int, by: tuple[str, ...] = CRITERIA) -> np.ndarray:
+def choose(jobs: Jobs, n: int, by: tuple[str, ...] = ORDER) -> np.ndarray:
     """int [n], the job whose answer each puzzle gets; -1 where none was begun.
 
     Criteria in their order, each where those before do not tell: verified; the smaller power of ten of the residual
     (its digits are noise, and would leave nothing to those that follow); the higher halting logit; the answer that most
-    jobs of the puzzle came to. Then the first restart. A cancelled job is taken only if there is no other.
+    jobs of the puzzle came to; the one that settled in fewer cycles. Then the first restart. A cancelled job is taken
+    only if there is no other.
     """
     keys = [jobs.restart]
     for name in reversed(by):
@@ -499,6 +501,8 @@ def choose(jobs: Jobs, n: int, by: tuple[str, ...] = CRITERIA) -> np.ndarray:
                 keys.append(np.floor(np.log10(jobs.residual.astype(np.float64))))
         elif name == "halting":
             keys.append(-jobs.q_halt)
+        elif name == "settled":
+            keys.append(np.where(jobs.stop == SETTLED, jobs.since, np.iinfo(np.int64).max))
         else:
             keys.append(-votes(jobs))
     order = np.lexsort((*keys, jobs.stop == CANCELLED, jobs.puzzle))

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trm_jax import distributed, puzzles, weights
+from trm_jax import distributed, inference, puzzles, weights
 from trm_jax.data import arc as arc_data
 from trm_jax.data import store
 from trm_jax.errors import guarded
@@ -233,6 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle"), help="tell restarts "
                         "apart by a symmetry of the puzzle, noise at the start, or noise in every cycle (%(default)s)")
     parser.add_argument("--sigma", type=float, default=0.3, help="of that noise (%(default)s)")
+    parser.add_argument("--choose", default=",".join(inference.ORDER), help="between the answers of restarts none of "
+                        f"which is verified; some of {','.join(inference.CRITERIA)}, the first one first (%(default)s)")
     parser.add_argument("--tolerance", type=float, default=0, help="stop when the latents change by less than this "
                         "share of themselves; 0: never mind")
     parser.add_argument("--calls", type=int, default=0, help="of the network, for one puzzle with its restarts; 0: no "
@@ -261,7 +263,8 @@ def _answer(args: argparse.Namespace) -> int:
         fine = [request for request in asked if not isinstance(request.puzzle, Exception)]
         found = iter(solver.solve([request.puzzle for request in fine], max_steps=args.max_steps, settle=args.settle,
                                   restarts=args.restarts, vary=args.vary, sigma=args.sigma, seed=args.seed,
-                                  max_seconds=args.seconds, max_calls=args.calls, tolerance=args.tolerance))
+                                  max_seconds=args.seconds, max_calls=args.calls, tolerance=args.tolerance,
+                                  choose=tuple(args.choose.split(","))))
         answers = [Answer.refused(r.puzzle) if isinstance(r.puzzle, Exception) else next(found) for r in asked]
         form = args.format or ("picture" if tty else "text")
         for request, answer in zip(asked, answers):

@@ -152,7 +152,7 @@ def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike, pat
     """
     export, data, mesh = load(path), Data.load(experiment), distributed.data_mesh()
     theirs, ours = config.to_json(export.experiment), config.to_json(experiment)
-    found = {name: pair for name, pair in config.differences(theirs, ours).items() if name != "data.path"}
+    found = {name: pair for name, pair in config.differences(theirs, ours).items() if name not in ("data.path", "seed")}
     for name, a, b in (*((f"dataset {k}", v, getattr(data.shape, k)) for k, v in vars(export.shape).items()),
                        ("dataset puzzle", export.puzzle, puzzle_of(data.domain))):
         if a != b:
