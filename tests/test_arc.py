@@ -301,7 +301,8 @@ def test_other_bad_votes_are_refused():
             Votes(NAMES, TASKS).add(*arguments)
     with pytest.raises(VotingError, match="no task three"):
         Votes(["<blank>", "three"], TASKS).add([1], [canvas], [canvas], [0.0])
-    for tasks, reason in (({"x": {"test": [{"input": [[1]]}]}}, "task x, test 1: has no output"),
+    for tasks, reason in (({"x": {"test": [{"input": [[1]]}, {"input": [[2]], "output": [[2]]}]}},
+                           "task x, test 1: has no output"),
                           ({"x": {"test": [{"input": [[11]], "output": [[1]]}]}}, "task x, test 1: has 11"),
                           ({"x": {"test": []}}, "no test input")):
         with pytest.raises(VotingError, match=reason):

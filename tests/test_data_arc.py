@@ -294,6 +294,27 @@ def test_a_missing_file_is_named_with_what_there_is(given, capsys, tmp_path):
     assert "there is no folder" in capsys.readouterr().err
 
 
+def test_a_test_subset_may_have_no_solutions(given, tasks, folder, tmp_path, capsys):
+    json_dir = given[1]()
+    (json_dir / "arc-agi_evaluation_solutions.json").unlink()
+    assert run(tmp_path / "out", "--no_test_solutions", json_dir=json_dir) == 0
+    blind, seen = (store.load(path, "test") for path in (tmp_path / "out", folder))
+    assert not blind.labels.any() and seen.labels.any()
+    assert len(blind.inputs) == len(seen.inputs) and np.array_equal(
+        np.unique(blind.inputs[blind.puzzle_indices[:1]], axis=0), np.unique(seen.inputs[:1], axis=0))
+    puzzles = build.load_test_puzzles(tmp_path / "out")
+    assert {name: [list(pair) for pair in task["test"]] for name, task in puzzles.items()} == {
+        task.name: [["input"]] * len(task.test) for task in tasks if task.subset == "evaluation"}
+    votes = Votes(store.load_identifiers(tmp_path / "out"), puzzles)
+    for batch in pipeline.test_batches(blind, 32):
+        votes.add(batch["puzzle_identifiers"], batch["inputs"], batch["inputs"], np.zeros(32))
+    score = votes.score()
+    assert score["pass@1"] is None and score["unanswered"] == 0 and score["predictions"] == blind.num_examples
+    assert set(votes.submission()) == set(puzzles)
+    assert run(tmp_path / "train", "--no_test_solutions", json_dir=json_dir, test="concept") == 2  # nor of any other
+    assert "arc-agi_evaluation_solutions.json is missing" in capsys.readouterr().err
+
+
 def test_training_on_the_answers_of_the_test_is_refused_by_name(given, capsys, tmp_path):
     content, write = given
     shared = list(content["evaluation", "challenges"])[:2]

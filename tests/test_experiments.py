@@ -39,7 +39,8 @@ def data(tmp_path_factory):
     """A small dataset folder of every domain."""
     folder = tmp_path_factory.mktemp("data")
     domains = {"sudoku": tiny.SUDOKU4, "maze": puzzles.get("maze", rows=4, cols=4)}
-    return {name: tiny.dataset(folder / name, 32, 8, domain) for name, domain in domains.items()}
+    return {name: tiny.dataset(folder / name, 32, 8, domain) for name, domain in domains.items()} | {
+        "arc": tiny.arc_dataset(folder / "arc", num_aug=1)}
 
 
 def shrunk(e, path) -> config.Experiment:
@@ -113,7 +114,8 @@ class Interruption(Exception):
     pass
 
 
-@pytest.mark.parametrize("name, variant", ALL)
+@pytest.mark.parametrize("name, variant", [  # an ARC canvas has 900 cells, however tiny the network; test_arc_runs.py
+    pytest.param(*case, marks=pytest.mark.slow) if "_arc" in case[0] else case for case in ALL])
 def test_shrunk_it_trains_saves_and_continues(name, variant, data, tmp_path, monkeypatch):
     e = experiment(name, variant)
     e = shrunk(e, data[e.data.puzzle])

@@ -223,6 +223,23 @@ def test_on_mazes_it_is_the_sudoku_recipe_but_for_the_data(name, changed, steps)
     assert f"{COUNTS[f'{name}_sudoku'][1]:,} trained" in text and f"{steps:,} steps of 768" in text
 
 
+@pytest.mark.parametrize("name, sudoku, steps", [
+    ("trm_att_arc1", "trm_att_sudoku", 519_270), ("trm_mlp_arc1", "trm_mlp_sudoku", 519_270),
+    ("hrm_arc1", "hrm_sudoku", 519_270), ("trm_att_arc2", "trm_att_sudoku", 725_651)])
+def test_on_arc_it_is_the_sudoku_recipe_but_for_data_decay_and_length(name, sudoku, steps):
+    """Spec §1, §4 and §6: weight decay 0.1, the table's learning rate 1e-2 and decay 0.1, n 4 for TRM."""
+    e = experiment(name, data={"path": "nowhere"})
+    changed = config.differences(config.to_json(experiment(sudoku, data={"path": "nowhere"})), config.to_json(e))
+    n4 = {} if name == "hrm_arc1" else {"arch.L_cycles": (6, 4)}
+    assert changed == n4 | {
+        "data.puzzle": ("sudoku", "arc"), "data.augment": (True, False), "weight_decay": (1.0, 0.1),
+        "puzzle_emb_lr": (1e-4, 1e-2), "puzzle_emb_weight_decay": (1.0, 0.1), "total_steps": (STEPS[sudoku], steps)}
+    with jax.numpy_dtype_promotion("standard"):  # jax's attention in bfloat16
+        text = describe.describe(e)
+    assert f"{COUNTS[sudoku][2]:,} trained" in text and f"{steps:,} steps of 768" in text
+    assert "puzzle table 492,012,032" in text and "H_test 16 supervision steps" in text
+
+
 # Table 1's depth T (n + 1) layers and millions of parameters, table 3's depth.
 ROWS = {"act": (42, 5), "separate": (42, 10), "no_ema": (42, 5), "layers4_n3": (48, 10), "attention": (42, 7),
         "T2_n2": (12, 5), "one_step": (42, 5), "multi_z": (42, 5), "single_z": (42, 5), "no_act": (42, 5),

@@ -50,7 +50,8 @@ class Votes:
 
     Args:
       identifiers: names by identifier number (`identifiers.json`); number `blank` is padding and votes nowhere.
-      test_puzzles: task ID -> {"test": [{"input": grid, "output": grid}, ...], ...} (`test_puzzles.json`).
+      test_puzzles: task ID -> {"test": [{"input": grid, "output": grid}, ...], ...} (`test_puzzles.json`). Outputs may
+        be missing, of all or of none: then there is a submission, and no score.
     """
 
     def __init__(self, identifiers: list[str], test_puzzles: dict[str, Any], blank: int = 0):
@@ -58,18 +59,21 @@ class Votes:
         self.evaluations = 1
         self._blank = blank
         self._names = identifiers
-        self._tests: dict[str, list[tuple[bytes, bytes]]] = {}  # task -> keys of its test inputs and their answers
+        self._tests: dict[str, list[tuple[bytes, bytes | None]]] = {}  # task -> keys of its test inputs and answers
         self._ballots: dict[tuple[str, bytes], Ballot] = {}
+        sides = ("input", "output")
+        if test_puzzles and not any("output" in pair for puzzle in test_puzzles.values() for pair in puzzle["test"]):
+            sides = ("input",)
         for task, puzzle in test_puzzles.items():
             pairs = []
             for i, pair in enumerate(puzzle["test"]):
                 try:
-                    key, label = (arc.grid_key(arc.read_grid(pair[side])) for side in ("input", "output"))
+                    key, *label = (arc.grid_key(arc.read_grid(pair[side])) for side in sides)
                 except KeyError as error:
                     raise VotingError(f"task {task}, test {i + 1}: has no {error.args[0]}") from None
                 except arc.PuzzleError as error:
                     raise VotingError(f"task {task}, test {i + 1}: {error}") from None
-                pairs.append((key, label))
+                pairs.append((key, label[0] if label else None))
                 self._ballots[task, key] = {}
             if not pairs:
                 raise VotingError(f"task {task} has no test input")
@@ -132,7 +136,10 @@ class Votes:
         return pooled
 
     def score(self, pass_at: tuple[int, ...] = PASS_AT) -> dict[str, Any]:
-        """{"pass@K": share of the tasks, ..., how it was come by}; what nobody answered is wrong."""
+        """{"pass@K": share of the tasks, ..., how it was come by}; what nobody answered is wrong.
+
+        The shares are None where the right answers are not known.
+        """
         if not self._tests:
             raise VotingError("there are no test puzzles to score")
         sums = dict.fromkeys(pass_at, 0.0)
@@ -147,7 +154,8 @@ class Votes:
                     right[k] += rank < k
             for k in pass_at:
                 sums[k] += right[k] / len(pairs)
-        return {f"pass@{k}": sums[k] / len(self._tests) for k in pass_at} | {
+        known = all(label is not None for pairs in self._tests.values() for _, label in pairs)
+        return {f"pass@{k}": sums[k] / len(self._tests) if known else None for k in pass_at} | {
             "tasks": len(self._tests), "test_inputs": sum(map(len, self._tests.values())), "unanswered": unanswered,
             "predictions": self.predictions, "pooled_evaluations": self.evaluations}
 

@@ -107,6 +107,8 @@ def parser() -> argparse.ArgumentParser:
     grids.add_argument("--subsets", required=True, type=_names, metavar="A,B", help="whose tasks are learned from")
     grids.add_argument("--test_subset", required=True, metavar="A",
                        help="one of them: only the demonstrations of its tasks are learned, the rest is the test")
+    grids.add_argument("--no_test_solutions", action="store_true",
+                       help="the test subset has no solutions file: there is no score, only a submission")
     grids.add_argument("--num_aug", type=_count, default=1000, metavar="N",
                        help="symmetries of each task beside it, at most: some tasks have fewer (1000, as published)")
     grids.add_argument("--seed", type=_count, default=0, help="of everything random here (0)")
@@ -201,7 +203,8 @@ def make_arc(args) -> None:
     """The published build of ARC-AGI."""
     store.refuse_taken(args.out, args.overwrite)
     started = time.time()
-    tasks, files = arc.read_subsets(args.json_dir, args.subsets, args.test_subset, args.prefix)
+    tasks, files = arc.read_subsets(args.json_dir, args.subsets, args.test_subset, args.prefix,
+                                    not args.no_test_solutions)
     seen = arc.answers_in_training(tasks, args.test_subset)
     for tested, trained in seen:
         print(f"warning: a test pair of task {tested} is also a pair of task {trained}, which is trained on",
@@ -210,7 +213,8 @@ def make_arc(args) -> None:
         "format": 1, "puzzle": puzzles.puzzle_of(puzzles.get("arc")),
         "command": "python -m trm_jax.data " + shlex.join(args.argv),
         "mode": "json", "seed": args.seed, "files": files, "hub": None,
-        "options": {"subsets": args.subsets, "test_subset": args.test_subset, "num_aug": args.num_aug},
+        "options": {"subsets": args.subsets, "test_subset": args.test_subset, "num_aug": args.num_aug,
+                    "no_test_solutions": args.no_test_solutions},
         "test_pairs_in_train": seen, "versions": _versions(),
     }
     counts = arc.build(args.out, tasks, args.test_subset, num_aug=args.num_aug, seed=args.seed, provenance=provenance,

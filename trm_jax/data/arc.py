@@ -1,7 +1,8 @@
 """ARC: Kaggle-style JSON, read strictly, and the dataset folder that the published build makes of it.
 
 DIR/PREFIX_SUBSET_challenges.json: task ID -> {"train": [{"input", "output"}, ...], "test": [{"input"}, ...]};
-DIR/PREFIX_SUBSET_solutions.json: task ID -> outputs of its test inputs, in their order.
+DIR/PREFIX_SUBSET_solutions.json: task ID -> outputs of its test inputs, in their order. (A test subset can do without:
+its labels are then ignored everywhere and it has no score, only a submission.)
 
 A task and its symmetries, each a puzzle with an identifier of its own, are a group. Training examples are the
 demonstrations of every task, and the test pairs too but for tasks of the test subset, whose test pairs are the test
@@ -40,20 +41,23 @@ class Task:
     name: str
     subset: str
     train: list[arc.Pair]
-    test: list[arc.Pair]
+    test: list[arc.Pair]  # outputs that nobody knows are their inputs
+    solved: bool = True  # the outputs of `test` are known
 
     def as_json(self) -> dict[str, Any]:
-        return {side: [{"input": a.tolist(), "output": b.tolist()} for a, b in getattr(self, side)]
-                for side in ("train", "test")}
+        def pairs(of, solved):
+            return [{"input": a.tolist()} | ({"output": b.tolist()} if solved else {}) for a, b in of]
+        return {"train": pairs(self.train, True), "test": pairs(self.test, self.solved)}
 
 
 # Reading.
 
 
-def files_of(folder, subset: str, prefix: str = PREFIX) -> tuple[pathlib.Path, pathlib.Path]:
-    """(challenges, solutions) of a subset."""
+def files_of(folder, subset: str, prefix: str = PREFIX, solved: bool = True) -> tuple[pathlib.Path, ...]:
+    """(challenges, solutions) of a subset, or (challenges,)."""
     folder = pathlib.Path(folder)
-    pair = tuple(folder / f"{prefix}_{subset}_{what}.json" for what in ("challenges", "solutions"))
+    whats = ("challenges", "solutions") if solved else ("challenges",)
+    pair = tuple(folder / f"{prefix}_{subset}_{what}.json" for what in whats)
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}")
     for file in pair:
@@ -64,9 +68,11 @@ def files_of(folder, subset: str, prefix: str = PREFIX) -> tuple[pathlib.Path, p
     return pair
 
 
-def read_tasks(challenges, solutions, subset: str = "") -> list[Task]:
-    """Every task of the two files; DatasetError says file, task, pair and reason for the first fault."""
-    asked, solved = _read_object(challenges), _read_object(solutions)
+def read_tasks(challenges, solutions=None, subset: str = "") -> list[Task]:
+    """Every task of the two files, or of the first alone; DatasetError says file, task, pair and reason for the first
+    fault."""
+    asked = _read_object(challenges)
+    solved = {} if solutions is None else _read_object(solutions)
     if surplus := sorted(set(solved) - set(asked)):
         raise DatasetError(f"{solutions}: has solutions of task {surplus[0]}, which {challenges} does not have")
     tasks = []
@@ -76,18 +82,21 @@ def read_tasks(challenges, solutions, subset: str = "") -> list[Task]:
         if not isinstance(task, dict):
             raise DatasetError(f"{challenges}: task {name}: must be an object, is {type(task).__name__}")
         train, test = (_read_list(task.get(side), f"{challenges}: task {name}: {side}") for side in ("train", "test"))
+        demonstrations = [
+            tuple(_read_side(pair, side, f"{challenges}: task {name}: train pair {i}") for side in ("input", "output"))
+            for i, pair in enumerate(train, 1)]
+        inputs = [_read_side(pair, "input", f"{challenges}: task {name}: test {i}") for i, pair in enumerate(test, 1)]
+        if solutions is None:
+            tasks.append(Task(name, subset, demonstrations, [(grid, grid) for grid in inputs], solved=False))
+            continue
         if name not in solved:
             raise DatasetError(f"{solutions}: task {name}: has no solution")
         outputs = _read_list(solved[name], f"{solutions}: task {name}: solutions")
         if len(outputs) != len(test):
             raise DatasetError(f"{solutions}: task {name}: has {len(outputs)} solutions for {len(test)} test inputs")
-        tasks.append(Task(
-            name, subset,
-            [tuple(_read_side(pair, side, f"{challenges}: task {name}: train pair {i}") for side in ("input", "output"))
-             for i, pair in enumerate(train, 1)],
-            [(_read_side(pair, "input", f"{challenges}: task {name}: test {i}"),
-              _read_grid(output, f"{solutions}: task {name}: solution {i}"))
-             for i, (pair, output) in enumerate(zip(test, outputs), 1)]))
+        tasks.append(Task(name, subset, demonstrations, [
+            (grid, _read_grid(output, f"{solutions}: task {name}: solution {i}"))
+            for i, (grid, output) in enumerate(zip(inputs, outputs), 1)]))
     if not tasks:
         raise DatasetError(f"{challenges}: has no tasks")
     return tasks
@@ -133,8 +142,13 @@ def _read_grid(value: Any, where: str) -> np.ndarray:
 # Choosing.
 
 
-def read_subsets(folder, subsets: list[str], test_subset: str, prefix: str = PREFIX) -> tuple[list[Task], dict]:
-    """(tasks of all subsets, what was read: subset -> files), refused where training would see the test's answers."""
+def read_subsets(folder, subsets: list[str], test_subset: str, prefix: str = PREFIX,
+                 test_solved: bool = True) -> tuple[list[Task], dict]:
+    """(tasks of all subsets, what was read: subset -> files), refused where training would see the test's answers.
+
+    Args:
+      test_solved: the test subset has solutions; no others are looked for if not.
+    """
     if repeated := [s for s, n in collections.Counter(subsets).items() if n > 1]:
         raise DatasetError(f"--subsets names {repeated[0]} twice")
     if test_subset not in subsets:
@@ -142,8 +156,8 @@ def read_subsets(folder, subsets: list[str], test_subset: str, prefix: str = PRE
                            "its demonstrations, or its identifiers mean nothing (its test pairs stay out of training)")
     tasks, files = {}, {}
     for subset in subsets:
-        pair = files_of(folder, subset, prefix)
-        tasks[subset] = read_tasks(*pair, subset)
+        pair = files_of(folder, subset, prefix, test_solved or subset != test_subset)
+        tasks[subset] = read_tasks(*pair, subset=subset)
         files[subset] = [{"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in pair]
     names = {subset: {task.name: None for task in tasks[subset]} for subset in subsets}
     for subset in subsets:
@@ -167,7 +181,7 @@ def training_pairs(task: Task, test_subset: str) -> list[arc.Pair]:
 def answers_in_training(tasks: list[Task], test_subset: str) -> list[tuple[str, str]]:
     """(test task, task that trains on one of its test pairs as it is), for what IDs do not show."""
     trained = {_pair_key(pair): task.name for task in tasks for pair in training_pairs(task, test_subset)}
-    return [(task.name, trained[key]) for task in tasks if task.subset == test_subset
+    return [(task.name, trained[key]) for task in tasks if task.subset == test_subset and task.solved
             for key in map(_pair_key, task.test) if key in trained]
 
 
@@ -197,7 +211,8 @@ class Plan:
         for start in range(0, len(self.transforms), PIECE_PUZZLES):
             part = slice(start, start + PIECE_PUZZLES)
             made = arc.canvases(self.pairs[split], self.transforms[part], self.colours[part], rng)
-            yield tuple(array.reshape(-1, array.shape[-1]) for array in made)
+            inputs, labels = (array.reshape(-1, array.shape[-1]) for array in made)
+            yield inputs, labels if split == "train" or self.task.solved else np.zeros_like(labels)
 
 
 def _rng(seed: int, stream: int, task: Task) -> np.random.Generator:
