@@ -4,9 +4,9 @@ Variants (--config=experiments/rsm_maze.py:NAME)
 
     (none)   the published recipe: 1,000 mazes of 30x30, 500 passes, 3,906 steps of 128. Paper: about 80 % exact.
              Not repeated by us yet.
-    quick    mazes of 6x6 at the size of a laptop CPU, three minutes on two cores. It learns, but does not solve yet:
-             exact 13.4 % at H 4 and 9.4 % at H 64, valid shortest paths 15.6 and 12.0 % (500 of 1,000 test mazes,
-             seed 0). Without the carry, half as long: 16.6 % at H 4, 0 at H 64.
+    quick    mazes of 6x6, each with a single shortest path, at the size of a laptop CPU: 82,304 parameters, 4,000 steps
+             of 32, 2.9 minutes of one core's time. All 1,000 test mazes, seed 0: 94.3 % exact at H 4, 94.7 at H 16,
+             94.7 at H 64; exact and valid are the same here.
 
 A Maze-Hard maze has about 2**21 shortest paths and its label is one of them. Exact match therefore also measures how
 well one tie-break is imitated; every evaluation reports the share of valid shortest paths beside it. For the same

@@ -192,7 +192,8 @@ def test_a_run_has_a_process_of_its_own():
 
 def test_the_table_gives_mean_and_range_and_names_what_was_cut():
     def run(exact, steps):
-        point = {"H_test": 4, "L_test": 2, "calls": 12, "n": 10, "exact_accuracy": exact, "flops_per_example": 2.5e9}
+        point = {"H_test": 4, "L_test": 2, "calls": 12, "n": 10, "exact_accuracy": exact, "flops_per_example": 2.5e9,
+                 "verified": 0.75}
         return {"parameters": 1234, "batch": 32, "steps": steps, "planned_steps": 100, "train_seconds": 60.2,
                 "compile_seconds": 3.0, "evaluation_seconds": 2.0, "examples_per_second": 10.0,
                 "train_flops_per_example": 3e9, "peak_memory": 2**30, "peak_memory_of": "process",
@@ -206,3 +207,12 @@ def test_the_table_gives_mean_and_range_and_names_what_was_cut():
     assert row[10] == "95 (90 to 100) of 100" and row[14] == "1,024 MiB of the process"
     assert "short of the end of their schedules:** a seed 1 at 90%." in text
     assert "seeds 0, 1: mean (lowest to highest)" in text and "Exact: share of 10 test puzzles" in text
+
+    mazes = {"settings": {"minutes": 1.0, "calls": 16},
+             "systems": {"a": {"0": run(0.5, 100) | {"verified_as": "shortest path"}}}}
+    head, _, row, *_ = ([cell.strip() for cell in line.strip("|").split("|")]
+                        for line in comparison.table(mazes).splitlines())
+    assert (head[2], head[5]) == ("shortest path %",) * 2
+    assert [*row[1:3], *row[4:6]] == ["50.00", "75.00", "0.00", "75.00"]
+    last = comparison.figure(mazes).axes[-1]
+    assert [line.get_ydata().tolist() for line in last.lines if line.get_linestyle() == ":"] == [[75, 75]]

@@ -72,13 +72,16 @@ class Contender:
         self.seconds.append(time.perf_counter() - begun)
 
     def line(self, first: Contender) -> str:
-        median = statistics.median(self.seconds)
-        flops = self.system.experiment.global_batch_size * self.system.train_flops_per_example(self.H, self.L)
         memory = self.run.memory_analysis()
         sizes = (memory.temp_size_in_bytes, memory.alias_size_in_bytes) if memory else ()
         temporary, in_place = (human(size, "B") for size in sizes) if memory else "??"
+        sizes = f"{temporary:>12}{in_place:>12}"
+        if not self.seconds:
+            return f"{self.name:32}{'-':>10}{'-':>9}{'-':>9}{'-':>8}{sizes}{'-':>16}{self.compile_seconds:11.1f}"
+        median = statistics.median(self.seconds)
+        flops = self.system.experiment.global_batch_size * self.system.train_flops_per_example(self.H, self.L)
         return (f"{self.name:32}{1e3 * median:10.1f}{1e3 * min(self.seconds):9.1f}{1e3 * max(self.seconds):9.1f}"
-                f"{median / statistics.median(first.seconds):8.2f}{temporary:>12}{in_place:>12}"
+                f"{median / statistics.median(first.seconds):8.2f}{sizes}"
                 f"{human(flops / median, 'FLOP/s'):>16}{self.compile_seconds:11.1f}")
 
 
@@ -98,7 +101,7 @@ def compare(base: config.Experiment, against: list[str], repeats: int, rows: Seq
     """Text for a terminal: the config and its variants, one line each; or the config with so many rows each."""
     contenders = ([contender(base, "", repeats, n) for n in rows] if rows else
                   [contender(base, changes, repeats) for changes in ["", *against]])
-    for turn in range(repeats + 1):
+    for turn in range(repeats + 1 if repeats else 0):
         for c in contenders:
             c.step()
             if turn == 0:
@@ -106,7 +109,7 @@ def compare(base: config.Experiment, against: list[str], repeats: int, rows: Seq
     first = contenders[0]
     return "\n".join([
         f"one training step, batch {base.global_batch_size}, H {first.H}, L {first.L}, "
-        f"{distributed.device_description()}, median of {repeats} in turns",
+        f"{distributed.device_description()}, {f'median of {repeats} in turns' if repeats else 'compiled only'}",
         f"{'':32}{'median ms':>10}{'min':>9}{'max':>9}{'ratio':>8}{'temporary':>12}{'in place':>12}{'model':>16}"
         f"{'compile s':>11}",
         *(c.line(first) for c in contenders),
@@ -128,10 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="a variant of the config; repeatable")
     parser.add_argument("--rows", type=int, action="append", default=[], metavar="N",
                         help="the config with a puzzle table of N rows; repeatable, instead of --against")
-    parser.add_argument("--repeats", type=int, default=7, help="timed steps of each; the median counts (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed steps of each; the median counts. 0: "
+                        "none, what compiling tells of the memory is enough (%(default)s)")
     args = parser.parse_args(argv)
-    if args.repeats < 1:
-        parser.error(f"--repeats={args.repeats} must be at least 1")
+    if args.repeats < 0:
+        parser.error(f"--repeats={args.repeats} must not be negative")
     if args.rows and (args.against or min(args.rows) < 1):
         parser.error("--rows must be at least 1, and goes without --against")
     return guarded(lambda: print(compare(

@@ -173,7 +173,8 @@ def _measured(experiment: Experiment, during: list, after: dict[str, Any], peak:
         "curve": [{"step": r["step"], "train_seconds": r["train_seconds"], **_figure(arch, r["figures"][-1])}
                   for r in during],
         "depth": [_figure(arch, figure) for figure in after["figures"]],
-        **{name: after[name] for name in ("dataset", "examples", "sample", "device", "versions", "finished")}}
+        **{name: after[name] for name in ("dataset", "examples", "sample", "verified_as", "device", "versions",
+                                         "finished")}}
 
 
 def _figure(arch: config.Arch, figure: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: a row per system, the mean over seeds with the lowest and highest in brackets."""
-    settings = results["settings"]
-    head = ["system", f"exact %, at most {settings['calls']} core calls", "its depth", "exact %, deepest", "its depth",
+    settings, also = results["settings"], other_share(results)
+    head = ["system", f"exact %, at most {settings['calls']} core calls", *[f"{also} %"] * bool(also), "its depth",
+            "exact %, deepest", *[f"{also} %"] * bool(also), "its depth",
             "parameters", "FLOP per example, training", "FLOP per example, test", "examples/s", "batch", "steps",
             "training s", "compiling s", "evaluating s", "peak memory"]
     rows = []
@@ -33,7 +34,7 @@ def table(results: dict[str, Any]) -> str:
         def over(show, *path, runs=runs):
             return spread([run[path[0]] for run in runs], show)
         rows.append([
-            name, _exact(at), _depth(at[0]), _exact(deep), _depth(deep[0]), f"{first['parameters']:,}",
+            name, *_shares(at, also), _depth(at[0]), *_shares(deep, also), _depth(deep[0]), f"{first['parameters']:,}",
             over(_si, "train_flops_per_example"), _si(at[0]["flops_per_example"]),
             over("{:,.0f}".format, "examples_per_second"), str(first["batch"]),
             over("{:,.0f}".format, "steps") + f" of {first['planned_steps']:,}", over("{:.0f}".format, "train_seconds"),
@@ -50,8 +51,15 @@ def _within(depth: Sequence[dict[str, Any]], calls: int) -> int:
     return max((i for i, figure in enumerate(depth) if figure["calls"] <= calls), default=0)
 
 
-def _exact(figures: Sequence[dict[str, Any]]) -> str:
-    return spread([figure["exact_accuracy"] or 0.0 for figure in figures], percent)
+def _shares(figures: Sequence[dict[str, Any]], also: str) -> list[str]:
+    names = ["exact_accuracy"] + ["verified"] * bool(also)
+    return [spread([figure[name] or 0.0 for figure in figures], percent) for name in names]
+
+
+def other_share(results: dict[str, Any]) -> str:
+    """What answers are called that the verifier accepts, where they need not be the label (mazes); else ""."""
+    names = {run.get("verified_as", "verified") for by_seed in results["systems"].values() for run in by_seed.values()}
+    return next(iter(names - {"verified", ""}), "")
 
 
 def _depth(figure: dict[str, Any]) -> str:
@@ -90,9 +98,9 @@ def provenance(results: dict[str, Any]) -> list[str]:
 def figure(results: dict[str, Any]):
     """Exact accuracy over minutes of training, optimiser steps and core calls at test time. A matplotlib Figure.
 
-    A line is the mean over seeds, its band reaches from the lowest to the highest.
+    A line is the mean over seeds, its band reaches from the lowest to the highest. Dotted: mazes' shortest paths.
     """
-    plt = pictures.pyplot()
+    plt, also = pictures.pyplot(), other_share(results)
     panels = (("over minutes of training", "minutes of training", "curve", lambda p: p["train_seconds"] / 60),
               ("over optimiser steps", "optimiser steps", "curve", lambda p: p["step"]),
               ("over test-time depth", "core calls at test time", "depth", lambda p: p["calls"]))
@@ -105,6 +113,9 @@ def figure(results: dict[str, Any]):
                 ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
                 ax.plot(x, mean, "-" + pictures.MARKERS[i % len(pictures.MARKERS)], color=colour, linewidth=1.6,
                         markersize=5, markerfacecolor="white", markeredgewidth=1.3, label=name)
+                if also:
+                    x, mean, *_ = _line([run[kind] for run in by_seed.values()], x_of, "verified")
+                    ax.plot(x, mean, ":", color=colour, linewidth=1.8)
             ax.set_title(title, loc="left", fontsize=11)
             ax.set_xlabel(label)
             ax.set_ylim(-2, 102)
@@ -115,7 +126,7 @@ def figure(results: dict[str, Any]):
                 ax.set_xlim(left=0)
         axes[-1].set_xscale("log", base=2)
         axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes[0].set_ylabel("test puzzles solved exactly")
+        axes[0].set_ylabel("test puzzles solved exactly" + f" (dotted: {also})" * bool(also))
         made.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", frameon=False,
                     ncols=min(4, len(results["systems"])))
         calls = results["settings"]["calls"]
@@ -124,10 +135,11 @@ def figure(results: dict[str, Any]):
         return made
 
 
-def _line(runs: Sequence[Sequence[dict[str, Any]]], x_of) -> tuple[list[float], list[float], list[float], list[float]]:
+def _line(runs: Sequence[Sequence[dict[str, Any]]], x_of,
+          share: str = "exact_accuracy") -> tuple[list[float], list[float], list[float], list[float]]:
     """(x, mean, lowest, highest) in percent: the runs' n-th points belong together, as far as all have one."""
     points = list(zip(*runs))
-    shares = [[100 * (p["exact_accuracy"] or 0.0) for p in at] for at in points]
+    shares = [[100 * (p[share] or 0.0) for p in at] for at in points]
     mean = [sum(v) / len(v) for v in shares]
     x = [sum(map(x_of, at)) / len(at) for at in points]
     return x, mean, [min(v) for v in shares], [max(v) for v in shares]
