@@ -13,7 +13,7 @@ import pytest
 
 import trm_jax
 from tests.scripted import DOMAIN, GRID, NEVER, Scripted, blanked, text
-from trm_jax import config, inference, solve, weights
+from trm_jax import config, inference, slots, solve, weights
 from trm_jax.models.network import Model, Shape
 from trm_jax.solver import SolveError, Solver
 
@@ -134,7 +134,7 @@ def test_a_real_network_equals_the_plain_loop():
 def test_later_calls_compile_nothing():
     solver = Solver.of(tiny_export())
     solver.solve([text(3)] * 5, max_steps=4)
-    programs = inference._begin, inference._advance, inference._refill
+    programs = slots.begin, slots.advanced, slots.refill
     sizes = [program._cache_size() for program in programs]
     solver.solve([text(n) for n in (1, 2, 3, 4, 5, 6, 7)], max_steps=4, settle=2)
     solver.solve([text(8)] * 8, max_steps=3)
@@ -253,7 +253,8 @@ def test_without_a_source_the_packaged_weights_answer(capsys):
 
 @pytest.mark.parametrize("args, message", [
     ([], "no puzzle given"), (["--settle=-1", "1"], "settle = -1"),
-    (["--file=nowhere.txt"], "nowhere.txt: No such file"), (["--restarts=0", "1"], "restarts = 0"), (["--example=0"], "no dataset folder nowhere")])
+    (["--file=nowhere.txt"], "nowhere.txt: No such file"), (["--restarts=0", "1"], "restarts = 0"),
+    (["--example=0"], "no dataset folder nowhere")])
 def test_bad_usage_is_status_2(cli, args, message):
     status, out, err = cli(*args)
     assert status == 2 and out == "" and message in err and err.startswith("error: ")

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax import distributed, evaluate, inference, metrics, solve, weights
+from trm_jax import distributed, evaluate, inference, metrics, slots, solve, weights
 from trm_jax.data import store
 from trm_jax.errors import UserError, guarded
 from trm_jax.inference import Settings
@@ -114,7 +114,7 @@ def batching(subject: Subject, settings: Settings, fixed_batch: int, out: Path |
 def _fixed(subject: Subject, cycles: int, batch: int, out: Path | None) -> tuple[np.ndarray, float]:
     """(answers [n, S], seconds without compiling) of the same number of cycles for all."""
     e = subject.export
-    program = jax.jit(inference.unrolled, static_argnames=("model", "L"))
+    program = jax.jit(slots.unrolled, static_argnames=("model", "L"))
     n, kept = len(subject.inputs), out and out.with_suffix(".fixed.npz")
     tokens, seconds, done = np.zeros_like(subject.inputs), 0.0, 0
     if kept and kept.is_file():
@@ -163,7 +163,7 @@ def show_batching(r: dict[str, Any]) -> str:
 def speed(subject: Subject, batch_sizes: Sequence[int], seconds: float) -> dict[str, Any]:
     """Median of five runs of about `seconds` each, batch sizes taking turns."""
     e, rates = subject.export, {b: [] for b in batch_sizes}
-    program = jax.jit(inference.unrolled, static_argnames=("model", "L"))
+    program = jax.jit(slots.unrolled, static_argnames=("model", "L"))
 
     def run(b, cycles):
         begun = time.perf_counter()

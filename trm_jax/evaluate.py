@@ -270,7 +270,7 @@ def share(of: np.ndarray, among: np.ndarray) -> float | None:
 
 
 def best_metric(experiment: config.Experiment) -> str:
-    """The figure by which checkpoints are ranked: BEST, but for labels that only one answer in many can match, and ARC's
+    """The figure by which checkpoints are ranked: BEST, but for labels that one answer in many can match, and ARC's
     score."""
     if experiment.data.puzzle == "arc":
         return "pass@2"
@@ -349,7 +349,7 @@ def _solved(result: dict[str, Any]) -> list[str]:
     return [f"  as a solver: done when {result['verified_as']} or unchanged for {s['settle']}, at most H_test "
             f"{s['H_test']}{by}:",
             f"  exact {percent(s['exact_accuracy'])}, {result['verified_as']} {percent(s['verified'])} (n {s['n']:,}; "
-            f"{s['by_restart']:,} of them by a later try), {s['mean_cycles']:.1f} cycles a puzzle, {s['seconds']:.0f} s"]
+            f"{s['by_restart']:,} by a later try), {s['mean_cycles']:.1f} cycles a puzzle, {s['seconds']:.0f} s"]
 
 
 def _signals(figure: dict[str, Any], verified_as: str | None) -> list[str]:
@@ -382,7 +382,8 @@ def voted(figures: list[dict[str, Any]]) -> list[str]:
              f"{last['unanswered']:,} inputs without any"
              + (f"; POOLED over {pooled} checkpoints, no one model's score" if pooled > 1 else "")]
     lines.append("  H_test  L_test" + "".join(f"{name:>11}" for name in PASS))
-    lines += [f"{f['H_test']:>8}{f['L_test']:>8}" + "".join(f"{percent(f[name]):>11}" for name in PASS) for f in figures]
+    lines += [f"{f['H_test']:>8}{f['L_test']:>8}" + "".join(f"{percent(f[name]):>11}" for name in PASS)
+              for f in figures]
     return lines
 
 
