@@ -196,14 +196,17 @@ def show_speed(r: dict[str, Any]) -> str:
 # Restarts against depth.
 
 
+ORDERS = (inference.ORDER[1:], ("vote", "settled"))  # by which to choose without a verifier
+
+
 def spend(subject: Subject, cycles: int, restarts: Sequence[int], vary: Sequence[str], settings: Settings,
           report=None) -> dict[str, Any]:
     """`cycles` for each puzzle, as R jobs of cycles / R each.
 
-    Two figures each: with the verifier, which takes a puzzle out as soon as it is solved, and without any, when
-    residual, halting head and votes choose among R answers.
+    Right answers with the verifier, which takes a puzzle out as soon as it is solved; and without any, when ORDERS
+    choose among R answers, all of which are thought to the end.
     """
-    rows = []
+    rows, n = [], len(subject.inputs)
     for kind in vary:
         for R in restarts:
             if R == 1 and kind != vary[0]:
@@ -214,10 +217,11 @@ def spend(subject: Subject, cycles: int, restarts: Sequence[int], vary: Sequence
             any_right = np.zeros(len(subject.inputs), bool)
             np.logical_or.at(any_right, blind.jobs.puzzle, subject.right(blind.jobs.tokens, blind.jobs.puzzle))
             rows.append({"vary": kind if R > 1 else "", "restarts": R, "cycles_each": cycles // R,
-                         "chosen_without_verifier": int(subject.right(blind.answers.tokens).sum()),
+                         "chosen_by": {" ".join(by): int(subject.right(blind.jobs.tokens[
+                             inference.choose(blind.jobs, n, by)]).sum()) for by in ORDERS},
                          "right_at_the_end_of_any": int(any_right.sum()),
                          "with_verifier": int(asked.answers.verified.sum()),
-                         "mean_cycles_with_verifier": asked.cycles / len(subject.inputs), "seconds": blind.seconds})
+                         "mean_cycles_with_verifier": asked.cycles / n, "seconds": blind.seconds})
             if report is not None:
                 report(rows[-1])
     return {"cycles": cycles, "sigma": settings.sigma, "spend": rows}
@@ -225,12 +229,13 @@ def spend(subject: Subject, cycles: int, restarts: Sequence[int], vary: Sequence
 
 def show_spend(r: dict[str, Any]) -> str:
     n = r["examples"]
+    orders = ["by " + ", ".join(by) for by in ORDERS]
     lines = [f"{n:,} puzzles of {r['dataset']}, {r['cycles']:,} cycles for each; right, in %",
-             f"{'restarts':>10}{'cycles each':>13}  {'they differ by':<16}{'no verifier':>12}{'in any of them':>16}"
-             f"{'verifier':>10}{'cycles used':>13}"]
+             f"{'restarts':>10}{'cycles each':>13}  {'they differ by':<16}"
+             + "".join(f"{by:>{len(by) + 2}}" for by in orders) + f"{'in any of them':>16}{'verifier':>10}{'cycles used':>13}"]
     return "\n".join(lines + [
         f"{s['restarts']:>10}{s['cycles_each']:>13,}  {s['vary'] or '-':<16}"
-        f"{evaluate.percent(s['chosen_without_verifier'] / n):>12}"
+        + "".join(f"{evaluate.percent(k / n):>{len(by) + 2}}" for by, k in zip(orders, s["chosen_by"].values())) +
         f"{evaluate.percent(s['right_at_the_end_of_any'] / n):>16}{evaluate.percent(s['with_verifier'] / n):>10}"
         f"{s['mean_cycles_with_verifier']:>13,.1f}" for s in r["spend"]])
 

@@ -357,8 +357,8 @@ def choose(jobs: Jobs, n: int, by: tuple[str, ...] = ORDER) -> np.ndarray:
 
     Criteria in their order, each where those before do not tell: verified; the smaller power of ten of the residual
     (its digits are noise, and would leave nothing to those that follow); the higher halting logit; the answer that most
-    jobs of the puzzle came to; the one that settled in fewer cycles. Then the first restart. A cancelled job is taken
-    only if there is no other.
+    jobs of the puzzle came to; the one that has stood since an earlier cycle. Then the first restart. A cancelled job
+    is taken only if there is no other.
     """
     keys = [jobs.restart]
     for name in reversed(by):
@@ -370,7 +370,7 @@ def choose(jobs: Jobs, n: int, by: tuple[str, ...] = ORDER) -> np.ndarray:
         elif name == "halting":
             keys.append(-jobs.q_halt)
         elif name == "settled":
-            keys.append(np.where(jobs.stop == SETTLED, jobs.since, np.iinfo(np.int64).max))
+            keys.append(jobs.since)
         else:
             keys.append(-votes(jobs))
     order = np.lexsort((*keys, jobs.stop == CANCELLED, jobs.puzzle))
