@@ -7,8 +7,10 @@ Variants (--config=experiments/trm_att_arc1.py:NAME)
              puzzle table for each of 960,960 puzzles.
              Paper: pass@2 44.6 % on the 400 evaluation tasks, 7M parameters, about 3 days on four H100. Third parties
              had 41 to 43 %. Not repeated by us yet.
-    quick    six easy tasks of ARC-AGI-1's training set (experiments/arc_quick) under 3 symmetries each: minutes on two
-             cores.
+    quick    six easy tasks of ARC-AGI-1's training set (experiments/arc_quick) under 3 symmetries each: 600 steps of 8,
+             196 s of one core with evaluation and submission. The loss falls from 1.5 to 0.8, 42 % of training examples
+             are exact at the end; of the 24 test inputs 25.0 % after one supervision step and 12.5 % after two, pass@2
+             33.3 and 16.7 % (2 and 1 of 6 tasks, seed 0).
 
 The symmetries are in the dataset folder: a symmetry of a task is a puzzle with an identifier and a row of its own. The
 published number of steps is from the mean number of examples of a puzzle, and a little lower where tasks of few colours
@@ -93,7 +95,7 @@ def quick(c):
     c.ema_rate = 0.98
     c.puzzle_emb_lr = 2e-2
 
-    c.eval.H_test = (1, 2, 4)
+    c.eval.H_test = (1, 2)
     c.eval.settled_cycles = 1
     c.eval.batch_size = 32
     c.eval.interval_steps = 0

@@ -26,5 +26,5 @@ def get_config(variant: str = ""):
     c.arch.L_cycles = 4
     attention.on_arc1(c, variant)
     if variant == "quick":
-        c.total_steps = 2500
+        c.total_steps = 1500
     return c

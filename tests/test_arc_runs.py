@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import shlex
 import shutil
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 
 from tests import tiny
 from trm_jax import arc_voting, checkpoints, config, distributed, evaluate, metrics, pooling, report, train
+from trm_jax.data import __main__ as command
 from trm_jax.data import arc as build
 from trm_jax.data import store
 from trm_jax.puzzles import arc
@@ -162,6 +165,20 @@ def test_a_run_goes_on_bit_for_bit_and_writes_a_submission(folder, tmp_path, mon
 def test_pooling_is_for_votes(tmp_path):
     with pytest.raises(config.ConfigError, match="data.puzzle = 'sudoku': --mode=pool is for 'arc'"):
         pooling.pool(tiny.experiment(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["trm_att_arc1", "trm_mlp_arc1", "hrm_arc1", "trm_att_arc2"])
+def test_the_quick_ones_come_with_their_tasks(name, tmp_path, monkeypatch):
+    root = pathlib.Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    e = config.parse(config.from_file(f"experiments/{name}.py:quick"))
+    e = config.with_fields(e, {"data.path": str(tmp_path / "quick")})
+    assert command.main(shlex.split(e.data.how_to_make)[3:]) == 0
+    data = Data.load(e)
+    assert (data.train.num_groups, data.test.num_examples, data.shape.num_puzzle_identifiers) == (6, 24, 25)
+    assert set(build.load_test_puzzles(tmp_path / "quick")) <= set((root / "experiments/arc_quick/README.md").read_text()
+                                                                   .replace("(", " ").replace(")", " ")
+                                                                   .replace(",", " ").split())
 
 
 # What is refused.

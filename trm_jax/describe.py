@@ -11,6 +11,7 @@ from trm_jax.config import Experiment
 from trm_jax.data import store
 from trm_jax.models.layers import swiglu_hidden
 from trm_jax.models.network import Shape, prefix_len
+from trm_jax.puzzle_table import SPLIT_ROWS
 from trm_jax.state import Data, System, total_steps
 from trm_jax.supervision import detached_calls
 
@@ -49,7 +50,8 @@ def describe(experiment: Experiment) -> str:
         f"one core call  {human(model.core_flops(), 'FLOP')} per example"
         + (f"; of f_H {human(model.calls_flops(1), 'FLOP')}" if e.arch.H_layers else ""),
         f"whole run      {steps:,} steps of {B} = {steps * B:,} examples, {human(flops, 'FLOP')}",
-        f"state          {human(state_bytes, 'B')} (parameters, moments, EMA, table, carry) on every device",
+        f"state          {human(state_bytes, 'B')} (parameters, moments, EMA, table, carry) on every device"
+        + (", but a table of so many rows is shared out" if shape.num_puzzle_identifiers > SPLIT_ROWS else ""),
         f"activations    about {human(activation_bytes(system, deepest) * B, 'B')} for a batch of {B} at L {deepest}, "
         "shared by the devices",
         f"evaluation     H_test {', '.join(map(str, e.eval.H_test))} {evaluate.unit(e.arch)}; one example to "
