@@ -5,8 +5,9 @@ Variants (--config=experiments/rsm_maze.py:NAME)
     (none)   the published recipe: 1,000 mazes of 30x30, 500 passes, 3,906 steps of 128. Paper: about 80 % exact.
              Not repeated by us yet.
     quick    mazes of 6x6, each with a single shortest path, at the size of a laptop CPU: 82,304 parameters, 4,000 steps
-             of 32, 2.9 minutes of one core's time. All 1,000 test mazes, seed 0: 94.3 % exact at H 4, 94.7 at H 16,
-             94.7 at H 64; exact and valid are the same here.
+             of 32, 2.9 minutes of one core's time. All 1,000 test mazes, seeds 0 / 1: 94.3 / 99.5 % exact at H 4,
+             94.7 / 99.7 at H 16, 94.7 / 99.6 at H 64; exact and valid are the same here. The weights of seed 1:
+             experiments/results/rsm_maze-quick.safetensors.
 
 A Maze-Hard maze has about 2**21 shortest paths and its label is one of them. Exact match therefore also measures how
 well one tie-break is imitated; every evaluation reports the share of valid shortest paths beside it. For the same
@@ -78,8 +79,11 @@ def published():
 
 
 def quick(c):
-    """Narrow, a short EMA, no prefix. Positions by row and column and two layers: with one or the other missing, as
-    many steps solve a quarter as many mazes. Depth comes from the carry; H stays as it is."""
+    """Narrow, a short EMA, no prefix. Depth comes from the carry; H stays as it is.
+
+    Two layers and positions by row and column are what it takes: after 1,200 steps it solves 82 of 100 mazes at H 16,
+    with one layer 20, with learned positions 2.
+    """
     c.data.path = "data/maze-6x6"
     c.data.make = ("python -m trm_jax.data maze --generate --size 6x6 --single_path --train 60000 --test 1000 "
                    "--out data/maze-6x6")
