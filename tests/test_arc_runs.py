@@ -148,7 +148,8 @@ def test_a_run_goes_on_bit_for_bit_and_writes_a_submission(folder, tmp_path, mon
         assert sorted(p.name for p in file.parent.iterdir()) == ["submission.json"]
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert any("eval/pass@2/H2_L2" in line for line in lines)
-    assert "arc" in report.table(report.newest(tmp_path / "whole"))
+    rows = report.table([*report.newest(tmp_path / "whole"), *report.newest(tmp_path / "parts")]).splitlines()
+    assert [row.split()[0] for row in rows[2::2]] == ["pass@2"] * 3 and rows[-2].startswith("mean")
 
     pooled = pooling.pool(e, tmp_path / "whole", lambda line: lines.append(line))
     votes = [figures["figures"][-1]["predictions"] for figures in pooled["evaluations"]]

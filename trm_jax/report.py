@@ -42,6 +42,13 @@ class Result(NamedTuple):
         name = self.evaluation.get("verified_as", "verified")
         return None if name in ("verified", "") else name
 
+    @property
+    def also(self) -> dict[str, str]:
+        """Figures that belong beside exact match, with their names: of mazes the valid ones, of ARC its score."""
+        if all("pass@2" in figure for figure in self.figures.values()):
+            return {"pass@2": "pass@2"}
+        return {"verified": self.verified_as} if self.verified_as else {}
+
     def exact(self, H: int) -> float:
         if H not in self.figures:
             raise ReportError(f"{self.path} has no figure at H_test {H}; it has {', '.join(map(str, self.figures))}")
@@ -67,20 +74,20 @@ def newest(run: str | os.PathLike) -> list[Result]:
 def table(results: Sequence[Result]) -> str:
     """Runs as rows, depths as columns, exact accuracy in percent, cut off; the mean in a last row.
 
-    A maze has many right answers: the share of valid shortest paths is in a row of its own below.
+    A maze has many right answers: the share of valid shortest paths is in a row of its own below, and so is the score
+    of ARC, where exact match is that of single answers.
     """
     depths = sorted({H for result in results for H in result.figures})
     head = ["exact % at H =", *map(str, depths), "n", "step", "dataset"]
     rows = []
     for r in results:
-        for name, label in ((EXACT, r.label), ("verified", f"  {r.verified_as}")):
-            if name == EXACT or r.verified_as:
-                rows.append([label, *(percent(r.figures[H][name]) if H in r.figures else "" for H in depths),
-                             f"{next(iter(r.figures.values()))['n']:,}", f"{r.evaluation['step']:,}",
-                             r.evaluation["dataset"]])
+        for name, label in [(EXACT, r.label), *((name, f"  {what}") for name, what in r.also.items())]:
+            rows.append([label, *(percent(r.figures[H][name]) if H in r.figures else "" for H in depths),
+                         f"{next(iter(r.figures.values()))['n']:,}", f"{r.evaluation['step']:,}",
+                         r.evaluation["dataset"]])
     if len(results) > 1:
-        also = {r.verified_as for r in results}
-        for name, label in [(EXACT, "mean"), *(("verified", f"  {what}") for what in also if what and len(also) == 1)]:
+        also = results[0].also if all(r.also == results[0].also for r in results) else {}
+        for name, label in [(EXACT, "mean"), *((name, f"  {what}") for name, what in also.items())]:
             shared = [[r.figures[H][name] for r in results if H in r.figures] for H in depths]
             rows.append([label, *(percent(sum(v) / len(v)) if len(v) == len(results) and None not in v else ""
                                   for v in shared), "", "", ""])
