@@ -6,7 +6,8 @@ Variants (--config=experiments/trm_att_maze.py:NAME)
              Paper: 85.3 % exact on the 1,000 test mazes, 7M parameters; the code's authors: under 24 hours on four
              L40S, or on one with --config.global_batch_size=128. Third parties had 75 to 85 %; one of them counted
              91.6 % shortest paths where 85.1 % were exact. Not repeated by us yet.
-    quick    at the size and on the mazes of rsm_maze:quick: minutes on two cores.
+    quick    at the size, cost and mazes of rsm_maze:quick: minutes on two cores. 31.8 % of all 1,000 test mazes at 16
+             supervision steps, seed 0.
 
 The paper trains for 60,000 epochs, its code for 50,000, as here. The paper augments with the 8 symmetries of the
 square, its build of the data set does not unless told to, and so neither does this: a symmetry turns the tie-break
