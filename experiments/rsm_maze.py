@@ -7,7 +7,7 @@ Variants (--config=experiments/rsm_maze.py:NAME)
     quick    mazes of 6x6, each with a single shortest path, at the size of a laptop CPU: 82,304 parameters, 4,000 steps
              of 32, 2.9 minutes of one core's time. All 1,000 test mazes, seeds 0 / 1 / 2: 94.3 / 99.5 / 99.4 %
              exact at H 4, 94.7 / 99.7 / 99.6 at H 16, 94.7 / 99.6 / 99.4 at H 64; exact and valid are the same here.
-             The weights of seed 1: experiments/results/rsm_maze-quick.safetensors.
+             The weights of seed 1: the packaged rsm-maze-quick.
 
 A Maze-Hard maze has about 2**21 shortest paths and its label is one of them. Exact match therefore also measures how
 well one tie-break is imitated; every evaluation reports the share of valid shortest paths beside it. For the same
