@@ -177,9 +177,8 @@ def test_the_quick_ones_come_with_their_tasks(name, tmp_path, monkeypatch):
     assert command.main(shlex.split(e.data.how_to_make)[3:]) == 0
     data = Data.load(e)
     assert (data.train.num_groups, data.test.num_examples, data.shape.num_puzzle_identifiers) == (6, 24, 25)
-    assert set(build.load_test_puzzles(tmp_path / "quick")) <= set((root / "experiments/arc_quick/README.md").read_text()
-                                                                   .replace("(", " ").replace(")", " ")
-                                                                   .replace(",", " ").split())
+    named = (root / "experiments/arc_quick/README.md").read_text()
+    assert all(task in named for task in build.load_test_puzzles(tmp_path / "quick"))
 
 
 # What is refused.

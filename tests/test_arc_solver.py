@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import arc_solver, config, solve, weights
+from trm_jax import arc_solver, config, solve, watch, weights
 from trm_jax.data import arc as arc_data
 from trm_jax.data import store
 from trm_jax.models.network import Model, Shape
@@ -108,3 +108,14 @@ def test_command_line(export, tmp_path, tasks, monkeypatch, capsys):
     assert solve.main([*args, "--example=0", "--watch"]) == 1
     shown = capsys.readouterr()
     assert "cycle 1" in shown.out and arc_solver.NO_RULES in shown.err
+
+
+def test_watched_and_drawn(export, tmp_path, capsys):
+    weights.save(tmp_path / "w", export)
+    task = solve.load_example(export, 0)[0]
+    for tokens in solver_of(export).trace(task, 2).tokens:
+        grid = arc.crop(tokens)
+        assert (tokens >= arc.FIRST_COLOUR).sum() == grid.size, "nothing is shown that is not the answer"
+    args = [f"--weights={tmp_path / 'w'}", "--compilation_cache=", "--max_steps=2", "--example=0"]
+    assert watch.main([*args, f"--out={tmp_path / 'think.html'}"]) == 1
+    assert '"drawing"' in (tmp_path / "think.html").read_text() and arc_solver.NO_RULES in capsys.readouterr().err

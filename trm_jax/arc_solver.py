@@ -16,7 +16,7 @@ import numpy as np
 
 from trm_jax import arc_voting, inference, weights
 from trm_jax.puzzles import PuzzleError, arc
-from trm_jax.solver import Answer, SolveError, Solver
+from trm_jax.solver import Answer, SolveError, Solver, Trace
 
 NO_RULES = "ARC has no rules to verify an answer by"
 
@@ -152,6 +152,13 @@ class ArcSolver(Solver):
             for (test, _), grids in zip(self._read_task(puzzle)[1], answer.attempts))
 
     # A trace is of the first test input of the task as it is.
+
+    def trace(self, puzzle: Any, steps: int = 64, *, settle: int = 0) -> Trace:
+        """As Solver.trace; of each answer only the grid that is read from it (elsewhere the network says anything)."""
+        trace = super().trace(puzzle, steps, settle=settle)
+        grids = arc.crops(trace.tokens)
+        return trace._replace(tokens=np.stack([
+            arc.to_canvas(grid) if grid.size else np.zeros(arc.SIDE ** 2, np.uint8) for grid in grids]))
 
     def read(self, puzzle: Any) -> np.ndarray:
         return arc.to_canvas(self._read_task(puzzle)[1][0][0])

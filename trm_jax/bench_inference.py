@@ -234,7 +234,8 @@ def show_spend(r: dict[str, Any]) -> str:
     orders = ["by " + ", ".join(by) for by in ORDERS]
     lines = [f"{n:,} puzzles of {r['dataset']}, {r['cycles']:,} cycles for each; right, in %",
              f"{'restarts':>10}{'cycles each':>13}  {'they differ by':<16}"
-             + "".join(f"{by:>{len(by) + 2}}" for by in orders) + f"{'in any of them':>16}{'verifier':>10}{'cycles used':>13}"]
+             + "".join(f"{by:>{len(by) + 2}}" for by in orders)
+             + f"{'in any of them':>16}{'verifier':>10}{'cycles used':>13}"]
     return "\n".join(lines + [
         f"{s['restarts']:>10}{s['cycles_each']:>13,}  {s['vary'] or '-':<16}"
         + "".join(f"{evaluate.percent(k / n):>{len(by) + 2}}" for by, k in zip(orders, s["chosen_by"].values())) +

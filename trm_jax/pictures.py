@@ -93,16 +93,18 @@ def strip(domain: puzzles.Domain, trace: solve.Trace, title: str, solution: np.n
         colours = plt.get_cmap("YlGnBu_r")
         for ax in axes.flat:
             ax.set_axis_off()
-        previous = trace.inputs
+        previous, shown = trace.inputs, used(drawing(domain), np.concatenate([trace.inputs[None], trace.tokens]))
         for ax, cycle in zip(axes.flat, cycles):
             tokens, sure = trace.tokens[cycle - 1], trace.confidence[cycle - 1]
             wrong = np.zeros(len(tokens), bool) if solution is None else tokens != solution
-            _grid(ax, domain, trace.inputs, tokens, sure, tokens != previous, wrong, colours)
+            _grid(ax, domain, trace.inputs, tokens, sure, tokens != previous, wrong, colours, shown)
             ax.set_title(f"cycle {cycle}", fontsize=12, pad=5)
             previous = tokens
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         given = "given" if hasattr(domain, "drawn_as") else "clues"
         legend = [f"black: {given}", "blue: filled in, the darker the surer", "yellow: changed since the grid before"]
+        if "end" in drawing(domain).shapes:  # colours are the answer itself
+            legend = ["cream: beyond the grid, changed since the one before"]
         figure.supxlabel("    ".join(legend + ["red: wrong"] * (solution is not None)), fontsize=9, color=FAINT)
         return figure
 
@@ -119,7 +121,8 @@ def animation(domain: puzzles.Domain, trace: solve.Trace, title: str) -> bytes:
     if hasattr(domain, "faults"):
         solved = domain.verify(trace.inputs, trace.tokens[:end]).solved
         faults = domain.faults(trace.inputs, trace.tokens[:end])
-    tall, frames, previous = 3.7 * domain.grid[0] / domain.grid[1], [], trace.inputs
+    shown = used(drawing(domain), np.concatenate([trace.inputs[None], trace.tokens[:end]]))
+    tall, frames, previous = 3.7 * shown[0] / shown[1], [], trace.inputs
     with plt.rc_context(STYLE | {"font.size": 8}):
         figure = plt.figure(figsize=(4.0, tall + 1.55), dpi=100)
 
@@ -141,7 +144,8 @@ def animation(domain: puzzles.Domain, trace: solve.Trace, title: str) -> bytes:
             wrong = faults[cycle - 1] if cycle else np.zeros(len(tokens), bool)
             grid.clear()
             grid.set_axis_off()
-            _grid(grid, domain, trace.inputs, tokens, sure, tokens != previous, wrong, plt.get_cmap("YlGnBu_r"), 1.35)
+            _grid(grid, domain, trace.inputs, tokens, sure, tokens != previous, wrong, plt.get_cmap("YlGnBu_r"),
+                  shown, 1.35)
             verdict = "verified" if cycle and solved[cycle - 1] else f"{wrong.sum()} in conflict" if wrong.any() else ""
             changes = f"cycle {cycle}: {(tokens != previous).sum()} changed"
             grid.set_title(changes if cycle else "the puzzle", fontsize=10, loc="left", x=0.01, pad=3)
@@ -222,15 +226,28 @@ def drawing(domain: puzzles.Domain) -> Drawing:
     return Drawing(rows, columns, box, tuple(characters), tuple(shapes))
 
 
-def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours, scale=1.0) -> None:
+def used(drawn: Drawing, frames: np.ndarray) -> tuple[int, int]:
+    """(rows, columns) to show of frames [..., S]: all, but of a canvas that grids need not fill what any of them uses.
+    """
+    if "end" not in drawn.shapes:
+        return drawn.rows, drawn.columns
+    filled = np.array([shape != "empty" for shape in drawn.shapes])[frames]
+    filled = filled.reshape(-1, drawn.rows, drawn.columns).any(axis=0)
+    return tuple(int(np.flatnonzero(filled.any(axis=axis)).max(initial=0)) + 1 for axis in (1, 0))
+
+
+def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours, shown, scale=1.0) -> None:
     """One grid; boxes are ruled where the domain has them, characters drawn unless it names a shape. Everything [S].
 
-    scale: how large it is to be, 1.0 for 2.7 inches.
+    shown: (rows, columns), the first of the domain's. scale: how large it is to be, 1.0 for 2.7 inches.
     """
-    rows, columns, (down, across), characters, shapes = drawing(domain)
+    _, width, (down, across), characters, shapes = drawing(domain)
+    rows, columns = shown
     given = inputs == tokens  # blanks are not in an answer
     for s in range(len(tokens)):
-        row, column = divmod(s, columns)
+        row, column = divmod(s, width)
+        if row >= rows or column >= columns:
+            continue
         if changed[s]:
             ax.add_patch(_rectangle(column, row, "#fff0b3"))
         colour = WRONG if wrong[s] else "#111111" if given[s] else colours(0.75 - 0.7 * float(sure[s]))
@@ -338,7 +355,7 @@ def _strip(args):
     pyplot()  # before the long part
     export = solve.open_source(args)
     puzzle, solution = (args.puzzle, None) if args.example is None else solve.load_example(export, args.example)
-    solver = solve.Solver.of(export)
+    solver = solve.solver_of(export)
     trace = solver.trace(puzzle, args.max_steps, settle=args.settle)
     answer = solver.judge_trace(trace, args.settle)
     if answer.verified:  # a maze has other right answers than its label

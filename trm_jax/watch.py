@@ -26,7 +26,7 @@ import numpy as np
 from trm_jax import pictures, puzzles, solve, weights
 from trm_jax.errors import guarded
 from trm_jax.metrics import write_file
-from trm_jax.solver import Answer, SolveError, Solver, Trace
+from trm_jax.solver import Answer, SolveError, Trace, solver_of
 
 MOST_FRAMES = 256  # of a puzzle on a page
 OUT = "think.html"
@@ -56,7 +56,8 @@ def shown_cycles(trace: Trace, most: int = MOST_FRAMES) -> np.ndarray:
 def page(domain: puzzles.Domain, films: Sequence[Film], title: str, source: str = "") -> str:
     """The HTML page; `source` is a line at its foot. Texts are shown as they are, whatever they hold."""
     drawing = pictures.drawing(domain)
-    rows, columns = _used(drawing, films)
+    rows, columns = pictures.used(drawing, np.concatenate([
+        np.concatenate([film.trace.inputs[None], film.trace.tokens]) for film in films]))
     data = {"drawing": drawing._asdict() | {"rows": rows, "columns": columns}, "unit": films[0].answer.unit,
             "fault": _fault(domain, films), "verified_as": domain.verified_as or "the solution",
             "films": [_film(domain, film, rows, columns) for film in films]}
@@ -65,16 +66,6 @@ def page(domain: puzzles.Domain, films: Sequence[Film], title: str, source: str 
     parts = {"title": html.escape(title), "source": html.escape(source), "data": safe}
     template = importlib.resources.files("trm_jax").joinpath("watch.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(title|source|data)\}\}", lambda found: parts[found[1]], template)
-
-
-def _used(drawing: pictures.Drawing, films: Sequence[Film]) -> tuple[int, int]:
-    """(rows, columns) to show: all, but of a canvas that grids need not fill only as much as any frame uses."""
-    if "end" not in drawing.shapes:
-        return drawing.rows, drawing.columns
-    filled = np.array([shape != "empty" for shape in drawing.shapes])
-    frames = np.concatenate([np.concatenate([film.trace.inputs[None], film.trace.tokens]) for film in films])
-    used = filled[frames].any(axis=0).reshape(drawing.rows, drawing.columns)
-    return tuple(int(np.flatnonzero(used.any(axis=axis)).max(initial=0)) + 1 for axis in (1, 0))
 
 
 def _film(domain: puzzles.Domain, film: Film, rows: int, columns: int) -> dict[str, Any]:
@@ -146,7 +137,7 @@ def _watch(args: argparse.Namespace) -> int:
     if args.gif or args.png:
         pictures.pyplot()  # before the long part
     export = solve.open_source(args)
-    asked, solver, films = solve.requests_of(args, export), Solver.of(export), []
+    asked, solver, films = solve.requests_of(args, export), solver_of(export), []
     for request in asked:
         try:
             trace = solve.trace_of(solver, request, args)
