@@ -6,7 +6,8 @@ Variants (--config=experiments/trm_mlp_arc1.py:NAME)
              Paper: pass@2 29.6 % on the 400 evaluation tasks, 19M parameters; hardware and hours are not given, nor is
              a command of its own (n 4 as for TRM-Att is our reading). Not repeated by us yet.
     quick    at the size and on the tasks of trm_att_arc1:quick: 1,500 steps of 8, 77 s of one core. It learns the
-             training examples by heart (99.9 % exact) and nothing of their tasks: 0 of 24 test inputs, pass@2 0 (seed 0).
+             training examples by heart (99.9 % exact) and nothing of their tasks: 0 of 24 test inputs, pass@2 0
+             (seed 0).
 
 Data: as trm_att_arc1.
 """
