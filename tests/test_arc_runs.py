@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import arc_voting, checkpoints, config, distributed, evaluate, metrics, pooling, report, train
+from trm_jax import arc_voting, checkpoints, config, distributed, evaluate, pooling, report, train
 from trm_jax.data import __main__ as command
 from trm_jax.data import arc as build
 from trm_jax.data import store
@@ -105,23 +105,11 @@ def test_without_a_halting_head_every_vote_has_a_logit_of_0(folder, monkeypatch)
 # A run.
 
 
-class Interruption(Exception):
-    pass
-
-
-def test_a_run_goes_on_bit_for_bit_and_writes_a_submission(folder, tmp_path, monkeypatch):
+def test_a_run_goes_on_bit_for_bit_and_writes_a_submission(folder, tmp_path):
     e = experiment(folder, **DEEP, puzzle_emb_lr=0.1)
     whole = train.train(e, tmp_path / "whole")
-    write = metrics.MetricWriter.write
-
-    def interrupted(self, step, values):
-        write(self, step, values)
-        if step == 3:
-            raise Interruption
-    monkeypatch.setattr(metrics.MetricWriter, "write", interrupted)
-    with pytest.raises(Interruption):
+    with tiny.interrupted_after(3):
         train.train(e, tmp_path / "parts")
-    monkeypatch.undo()
     parts = train.train(e, tmp_path / "parts")
     assert parts["figures"] == whole["figures"]
     states = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import checkpoints, config, describe, metrics, puzzles, train
+from trm_jax import checkpoints, config, describe, puzzles, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,26 +110,14 @@ def test_the_published_maze_recipe():
     assert (e.data.puzzle, e.data.augment, e.data.labels) == ("maze", False, "fixed")
 
 
-class Interruption(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name, variant", [  # an ARC canvas has 900 cells, however tiny the network; test_arc_runs.py
     pytest.param(*case, marks=pytest.mark.slow) if "_arc" in case[0] else case for case in ALL])
-def test_shrunk_it_trains_saves_and_continues(name, variant, data, tmp_path, monkeypatch):
+def test_shrunk_it_trains_saves_and_continues(name, variant, data, tmp_path):
     e = experiment(name, variant)
     e = shrunk(e, data[e.data.puzzle])
-    write = metrics.MetricWriter.write
-
-    def interrupted(self, step, values):
-        write(self, step, values)
-        if step == 3:
-            raise Interruption
-    monkeypatch.setattr(metrics.MetricWriter, "write", interrupted)
     with jax.numpy_dtype_promotion("standard" if e.optimizer == "adamw" else "strict"):  # optax's Adam: 0.9 ** count
-        with pytest.raises(Interruption):
+        with tiny.interrupted_after(3):
             train.train(e, tmp_path)
-        monkeypatch.undo()
         result = train.train(e, tmp_path)
     losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in losses if "loss" in line]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import checkpoints, config, distributed, evaluate, metrics, pictures, puzzles, report, solve, train
+from trm_jax import checkpoints, config, distributed, evaluate, pictures, puzzles, report, solve, train
 from trm_jax.state import Data, System, Weights
 
 MAZE = puzzles.get("maze", rows=4, cols=5)
@@ -90,22 +90,14 @@ def test_with_fresh_labels_the_best_checkpoint_has_most_shortest_paths(folder, t
     assert evaluate.best_metric(plain) == evaluate.BEST
 
 
-def test_a_maze_run_ends_bit_for_bit_where_it_would_have(folder, tmp_path, monkeypatch):
+def test_a_maze_run_ends_bit_for_bit_where_it_would_have(folder, tmp_path):
     """Fresh paths and symmetries, attention in blocks, a carry: killed between two checkpoints and continued."""
     e = tiny.experiment(folder, data={"puzzle": "maze", "labels": "random_path", "augment": True}, total_steps=4,
                         arch={"mlp_t": False, "mixer_hidden_size": 0, "num_heads": 2, "pos_encodings": "rope",
                               "rope_columns": 5, "attention": "blocks"}, deepen={"carry_share": 0.5})
     whole = train.train(e, tmp_path / "whole")
-    write = metrics.MetricWriter.write
-
-    def killed(self, step, values):
-        write(self, step, values)
-        if step == 3:
-            raise KeyboardInterrupt
-    monkeypatch.setattr(metrics.MetricWriter, "write", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with tiny.interrupted_after(3):
         train.train(e, tmp_path / "killed")
-    monkeypatch.undo()
     assert train.train(e, tmp_path / "killed")["figures"] == whole["figures"]
     fresh = System(e, Data.load(e).shape, 4).init_state()
     states = []

@@ -1,12 +1,14 @@
 """For tests: a dataset of 4x4 Sudokus and an experiment on it that trains in seconds."""
 
+import contextlib
 import dataclasses
 import pathlib
 
 import jax
 import numpy as np
+import pytest
 
-from trm_jax import config, puzzles
+from trm_jax import config, metrics, puzzles
 from trm_jax.data import arc, sources, store
 
 SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
@@ -47,6 +49,24 @@ def merge(old: dict, new: dict) -> dict:
 def experiment(path, **changes) -> config.Experiment:
     """TINY on the dataset at `path`, with fields and sections (as dicts) changed."""
     return config.parse(merge(merge(TINY, {"data": {"path": str(path)}}), changes))
+
+
+class Interruption(Exception):
+    """A run that ends in the middle."""
+
+
+@contextlib.contextmanager
+def interrupted_after(step: int):
+    """Runs in this block end with Interruption when they have written the metrics of `step`, and must do so."""
+    write = metrics.MetricWriter.write
+
+    def interrupted(self, now, values):
+        write(self, now, values)
+        if now == step:
+            raise Interruption
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(metrics.MetricWriter, "write", interrupted)
+        yield
 
 
 def raw(leaf) -> np.ndarray:

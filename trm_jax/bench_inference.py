@@ -59,10 +59,9 @@ class Subject:
             "device": distributed.device_description(), "versions": distributed.versions()})
 
     def solve(self, settings: Settings, verify: bool = True, limit: int | None = None) -> inference.Results:
-        e, domain = self.export, self.export.domain
+        e, rules = self.export, inference.rules(self.export.domain)
         return inference.solve(e.model, e.weights, self.inputs[:limit], self.L, settings,
-                               verify=(lambda a, b: domain.verify(a, b).solved) if verify else None,
-                               draw_symmetry=getattr(domain, "draw_symmetry", None))
+                               **rules | ({} if verify else {"verify": None}))
 
     def right(self, tokens: np.ndarray, puzzles: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Answers [k, S] to these puzzles -> bool [k]. Of puzzles with several right answers, what the rules accept."""

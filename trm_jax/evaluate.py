@@ -143,13 +143,11 @@ class Evaluator:
         e, domain, test = self._system.experiment.eval, self._data.domain, self._data.test
         settings = inference.Settings(max_cycles=e.H_test[-1], settle=2 * e.settled_cycles, restarts=e.restarts,
                                       vary=e.vary, sigma=e.sigma)
-        inputs = np.asarray(test.inputs[self.rows])
-        r = inference.solve(self._system.model, weights, inputs, L, settings, draw_symmetry=domain.draw_symmetry,
-                            verify=lambda a, b: domain.verify(a, b).solved, mesh=mesh)
-        n, labels = len(inputs), np.asarray(test.labels[self.rows], np.int32)
-        if test.metadata.ignore_label_id is not None:
-            labels[labels == test.metadata.ignore_label_id] = losses.IGNORE
-        marks = mark(domain, inputs, labels, r.answers.tokens)
+        n = len(self.rows)
+        [batch] = pipeline.test_batches(test, n, rows=self.rows)
+        r = inference.solve(self._system.model, weights, batch["inputs"], L, settings, mesh=mesh,
+                            identifiers=batch["puzzle_identifiers"], **inference.rules(domain))
+        marks = mark(domain, batch["inputs"], batch["labels"], r.answers.tokens)
         return {"H_test": settings.max_cycles, "L_test": L, "settle": settings.settle, "restarts": e.restarts,
                 "vary": e.vary, "sigma": None if e.vary == "symmetry" else e.sigma, "n": n,
                 "exact_accuracy": share(marks.right, marks.valid),

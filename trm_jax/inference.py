@@ -347,6 +347,13 @@ class _Run:
         return Results(answers, begun, jobs, self._cycles, self._slot_cycles, self._slot_cycles * self._calls, seconds)
 
 
+def rules(domain) -> dict[str, Callable | None]:
+    """What `solve` can use of a puzzle domain: its verifier and its symmetries, None where it has none."""
+    def verify(inputs, answers):
+        return domain.verify(inputs, answers).solved
+    return {"verify": verify if domain.verified_as else None, "draw_symmetry": getattr(domain, "draw_symmetry", None)}
+
+
 def bucket(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()

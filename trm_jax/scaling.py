@@ -65,8 +65,7 @@ class Subject(NamedTuple):
 
     @property
     def verify(self) -> Callable | None:
-        domain = self.data.domain
-        return (lambda inputs, answers: domain.verify(inputs, answers).solved) if domain.verified_as else None
+        return inference.rules(self.data.domain)["verify"]
 
 
 def subject(export: weights.Export, dataset: str, settings: Settings) -> tuple[Subject, Settings]:
@@ -147,9 +146,8 @@ class Puzzles:
 
     def _solve(self, verify, **more) -> inference.Results:
         return inference.solve(self._s.system.model, self._weights, self._inputs, self._L,
-                               engine_settings(self._settings, **more), verify=verify,
-                               draw_symmetry=getattr(self._s.data.domain, "draw_symmetry", None),
-                               identifiers=self._identifiers)
+                               engine_settings(self._settings, **more), identifiers=self._identifiers,
+                               **inference.rules(self._s.data.domain) | {"verify": verify})
 
     def _marks(self, tokens: np.ndarray, puzzle=slice(None)) -> evaluate.Marks:
         return evaluate.mark(self._s.data.domain, self._inputs[puzzle], self._labels[puzzle], tokens)
