@@ -8,9 +8,10 @@ import pytest
 
 from tests.golden import __main__ as golden
 from tests.golden.check import FOLDER
-from trm_jax import pictures, puzzles
-from trm_jax.arc_voting import NO_ANSWER, Votes, VotingError
+from trm_jax import puzzles
+from trm_jax.inference.arc_voting import NO_ANSWER, Votes, VotingError
 from trm_jax.puzzles import PuzzleError, arc
+from trm_jax.reports import pictures
 
 GOLDEN = FOLDER / "arc_voting.json"
 

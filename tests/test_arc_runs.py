@@ -11,12 +11,22 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import arc_voting, checkpoints, config, distributed, evaluate, pooling, report, train
+from trm_jax import config
 from trm_jax.data import __main__ as command
-from trm_jax.data import arc as build
-from trm_jax.data import store
+from trm_jax.data import arc_build as build
+from trm_jax.data import dataset
+from trm_jax.data.loading import Dataset
+from trm_jax.evaluation import tables
+from trm_jax.evaluation.evaluator import Evaluator
+from trm_jax.evaluation.unroll import answers_at
+from trm_jax.inference import arc_voting
+from trm_jax.jobs import pool, train
+from trm_jax.models.network import Weights
 from trm_jax.puzzles import arc
-from trm_jax.state import Data, System, Weights
+from trm_jax.reports import report
+from trm_jax.runtime import checkpoints, distributed
+from trm_jax.training import step as step_lib
+from trm_jax.training.system import System
 
 ARC = {"data": {"puzzle": "arc"}, "arch": {"mixer_hidden_size": 4, "mlp_hidden_size": 8}, "global_batch_size": 8,
        "total_steps": 4, "eval": {"H_test": [1, 2], "batch_size": 8}}
@@ -35,7 +45,7 @@ def experiment(folder, **changes) -> config.Experiment:
 def untrained(folder, **changes):
     """(system, data, weights): the halting head speaks, and the tokens it would predict are drawn."""
     e = experiment(folder, **tiny.merge(DEEP, changes))
-    data = Data.load(e)
+    data = Dataset.load(e)
     system = System(e, data.shape, 4)
     params, fixed, table = jax.jit(system.model.init)(jax.random.key(1))
     params["q_head"] = 0.3 + 0 * params["q_head"]
@@ -44,7 +54,7 @@ def untrained(folder, **changes):
 
 def evaluated(system, data, weights, devices=8):
     mesh = distributed.data_mesh(jax.devices()[:devices])
-    evaluator = evaluate.Evaluator(system, data, mesh)
+    evaluator = Evaluator(system, data, mesh)
     weights = jax.device_put(weights, distributed.replicated(mesh))
     return evaluator(weights, 4, 2, lambda line: None), evaluator
 
@@ -55,10 +65,10 @@ def evaluated(system, data, weights, devices=8):
 def test_answers_are_voted_at_each_depth_and_cleared_between_evaluations(folder):
     system, data, weights = untrained(folder)
     result, evaluator = evaluated(system, data, weights)
-    names, puzzles = store.load_identifiers(folder), build.load_test_puzzles(folder)
+    names, puzzles = dataset.load_identifiers(folder), build.load_test_puzzles(folder)
     for k, figure in enumerate(result["figures"]):
         plain = arc_voting.Votes(names, puzzles)
-        answers = evaluate.answers_at(
+        answers = answers_at(
             system.model, distributed.data_mesh(jax.devices()[:1]), weights, np.asarray(data.test.inputs, np.int32),
             np.repeat(data.test.puzzle_identifiers, np.diff(data.test.puzzle_indices)), np.array([1, 2], np.int32), 2)
         plain.add(np.repeat(data.test.puzzle_identifiers, np.diff(data.test.puzzle_indices)), data.test.inputs,
@@ -72,7 +82,7 @@ def test_answers_are_voted_at_each_depth_and_cleared_between_evaluations(folder)
     alone, other = evaluated(system, data, weights, devices=1)
     assert alone["figures"] == result["figures"] and other.votes.submission() == plain.submission()
     assert json.loads(json.dumps(result)) == result
-    text = evaluate.table(result)
+    text = tables.table(result)
     assert "verified" not in text and "pass@1000" in text and "16 on 4 test inputs of 3 tasks, 0 inputs without" in text
 
 
@@ -96,7 +106,7 @@ def test_without_a_halting_head_every_vote_has_a_logit_of_0(folder, monkeypatch)
     seen = []
     monkeypatch.setattr(arc_voting.Votes, "add", lambda self, *args: seen.append(args[3]))
     e = experiment(folder)
-    data = Data.load(e)
+    data = Dataset.load(e)
     system = System(e, data.shape, 4)
     evaluated(system, data, Weights(*jax.jit(system.model.init)(jax.random.key(1))))
     assert len(np.concatenate(seen)) == 2 * data.test.num_examples and not np.concatenate(seen).any()
@@ -114,8 +124,8 @@ def test_a_run_goes_on_bit_for_bit_and_writes_a_submission(folder, tmp_path):
     assert parts["figures"] == whole["figures"]
     states = []
     mesh = distributed.data_mesh()
-    data = Data.load(e)
-    abstract = train.place(System(e, data.shape, 4), mesh)
+    data = Dataset.load(e)
+    abstract = step_lib.place(System(e, data.shape, 4), mesh)
     for name in ("whole", "parts"):
         with checkpoints.Checkpointer(tmp_path / name, best_metric="pass@2", read_only=True) as reader:
             assert reader.best_step() == 4
@@ -139,7 +149,7 @@ def test_a_run_goes_on_bit_for_bit_and_writes_a_submission(folder, tmp_path):
     rows = report.table([*report.newest(tmp_path / "whole"), *report.newest(tmp_path / "parts")]).splitlines()
     assert [row.split()[0] for row in rows[2::2]] == ["pass@2"] * 3 and rows[-2].startswith("mean")
 
-    pooled = pooling.pool(e, tmp_path / "whole", lambda line: lines.append(line))
+    pooled = pool.pool(e, tmp_path / "whole", lambda line: lines.append(line))
     votes = [figures["figures"][-1]["predictions"] for figures in pooled["evaluations"]]
     assert pooled["steps"] == [2, 4] and votes == [16, 16]
     assert pooled["evaluations"][-1]["figures"] == whole["figures"]
@@ -153,7 +163,7 @@ def test_a_run_goes_on_bit_for_bit_and_writes_a_submission(folder, tmp_path):
 
 def test_pooling_is_for_votes(tmp_path):
     with pytest.raises(config.ConfigError, match="data.puzzle = 'sudoku': --mode=pool is for 'arc'"):
-        pooling.pool(tiny.experiment(tmp_path), tmp_path)
+        pool.pool(tiny.experiment(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["trm_att_arc1", "trm_mlp_arc1", "hrm_arc1", "trm_att_arc2"])
@@ -163,7 +173,7 @@ def test_the_quick_ones_come_with_their_tasks(name, tmp_path, monkeypatch):
     e = config.parse(config.from_file(f"experiments/{name}.py:quick"))
     e = config.with_fields(e, {"data.path": str(tmp_path / "quick")})
     assert command.main(shlex.split(e.data.how_to_make)[3:]) == 0
-    data = Data.load(e)
+    data = Dataset.load(e)
     assert (data.train.num_groups, data.test.num_examples, data.shape.num_puzzle_identifiers) == (6, 24, 25)
     named = (root / "experiments/arc_quick/README.md").read_text()
     assert all(task in named for task in build.load_test_puzzles(tmp_path / "quick"))
@@ -190,6 +200,6 @@ def test_a_folder_that_cannot_be_voted_on_is_refused_before_training(folder, tmp
     path = tmp_path / "damaged" / file
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     e = experiment(tmp_path / "damaged")
-    data = Data.load(e)
+    data = Dataset.load(e)
     with pytest.raises(arc_voting.VotingError, match=message):
-        evaluate.Evaluator(System(e, data.shape, 4), data, distributed.data_mesh())
+        Evaluator(System(e, data.shape, 4), data, distributed.data_mesh())

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import arc_solver, config, solve, watch, weights
-from trm_jax.data import arc as arc_data
-from trm_jax.data import store
-from trm_jax.models.network import Model, Shape
+from trm_jax import config
+from trm_jax.data import arc_build as arc_data
+from trm_jax.data import dataset
+from trm_jax.data.shape import Shape
+from trm_jax.inference import arc_solver, command
+from trm_jax.inference.solver import SolveError, Solver
+from trm_jax.models.network import Model, Weights
 from trm_jax.puzzles import arc
-from trm_jax.solver import SolveError, solver_of
+from trm_jax.reports import page
+from trm_jax.weights import weights_file
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +30,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def export(folder):
     """A real network, untrained, whose answers depend on the puzzle's row."""
-    names = store.load_identifiers(folder)
+    names = dataset.load_identifiers(folder)
     arch = config.Arch(hidden_size=8, mlp_hidden_size=8, mixer_hidden_size=8, puzzle_emb_ndim=8, puzzle_emb_len=1,
                        forward_dtype="float32", tie_head=False)
     shape = Shape(900, arc.VOCAB, len(names))
     params, fixed, table = jax.jit(Model(arch, shape).init)(jax.random.key(1))
     table = jax.random.normal(jax.random.key(2), table.shape)
     e = config.Experiment(arch=arch, data=config.Data(puzzle="arc", path=str(folder)))
-    return weights.Export(e, shape, {"name": "arc"}, weights.Weights(params, fixed, table), {
+    return weights_file.Export(e, shape, {"name": "arc"}, Weights(params, fixed, table), {
         "parameters": "EMA", "step": 1, "total_steps": 2, "L": 1, "evaluation": None, "dtype": "float32"}, names)
 
 
@@ -43,7 +47,7 @@ def tasks(folder):
 
 
 def test_answers_are_the_votes_of_every_symmetry(export, tasks):
-    solver = solver_of(export)
+    solver = Solver.of(export)
     assert isinstance(solver, arc_solver.ArcSolver) and set(solver.tasks) >= {task["id"] for task in tasks}
     task = tasks[0]
     [answer] = solver.solve([task], max_steps=2)
@@ -70,7 +74,7 @@ def test_answers_are_the_votes_of_every_symmetry(export, tasks):
 
 
 def test_what_the_embedding_does_not_allow_is_said(export, tasks):
-    solver = solver_of(export)
+    solver = Solver.of(export)
     bad = [{"id": "00000000", "test": tasks[0]["test"]}, {"id": tasks[0]["id"]}, "12",
            {"id": tasks[0]["id"], "test": [{"input": [[1, 11]]}]},
            {"id": tasks[0]["id"], "test": [{"input": [[1], [1, 2]]}]}]
@@ -84,38 +88,38 @@ def test_what_the_embedding_does_not_allow_is_said(export, tasks):
 
 
 def test_an_exported_file_knows_its_tasks(export, tmp_path, tasks):
-    weights.save(tmp_path / "w", export, "float32")
-    read = weights.load(tmp_path / "w")
+    weights_file.save(tmp_path / "w", export, "float32")
+    read = weights_file.load(tmp_path / "w")
     assert read.identifiers == export.identifiers
-    a, b = (solver_of(e).solve(tasks[:1], max_steps=1)[0] for e in (export, read))
+    a, b = (Solver.of(e).solve(tasks[:1], max_steps=1)[0] for e in (export, read))
     assert a.to_json() == b.to_json()
-    weights.save(tmp_path / "short", export._replace(identifiers=export.identifiers[:-1]))
-    with pytest.raises(weights.WeightsError, match="names .* of its"):
-        weights.load(tmp_path / "short")
+    weights_file.save(tmp_path / "short", export._replace(identifiers=export.identifiers[:-1]))
+    with pytest.raises(weights_file.WeightsError, match="names .* of its"):
+        weights_file.load(tmp_path / "short")
 
 
 def test_command_line(export, tmp_path, tasks, monkeypatch, capsys):
-    weights.save(tmp_path / "w", export)
+    weights_file.save(tmp_path / "w", export)
     challenges = {tasks[0]["id"]: {"test": tasks[0]["test"]}, "0": {"test": []}}
     (tmp_path / "c.json").write_text(json.dumps(challenges))
     args = [f"--weights={tmp_path / 'w'}", "--compilation_cache=", "--max_steps=1"]
-    assert solve.main([*args, "--format=json", f"--file={tmp_path / 'c.json'}"]) == 1
+    assert command.main([*args, "--format=json", f"--file={tmp_path / 'c.json'}"]) == 1
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["id"] == tasks[0]["id"] and 1 <= len(first["attempts"][0]) <= 2 and second["attempts"] == []
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(tasks[0])))
-    assert solve.main([*args, "--format=picture"]) == 1
+    assert command.main([*args, "--format=picture"]) == 1
     assert "attempt 1" in capsys.readouterr().out
-    assert solve.main([*args, "--example=0", "--watch"]) == 1
+    assert command.main([*args, "--example=0", "--watch"]) == 1
     shown = capsys.readouterr()
     assert "cycle 1" in shown.out and arc_solver.NO_RULES in shown.err
 
 
 def test_watched_and_drawn(export, tmp_path, capsys):
-    weights.save(tmp_path / "w", export)
-    task = solve.load_example(export, 0)[0]
-    for tokens in solver_of(export).trace(task, 2).tokens:
+    weights_file.save(tmp_path / "w", export)
+    task = command.load_example(export, 0)[0]
+    for tokens in Solver.of(export).trace(task, 2).tokens:
         grid = arc.crop(tokens)
         assert (tokens >= arc.FIRST_COLOUR).sum() == grid.size, "nothing is shown that is not the answer"
     args = [f"--weights={tmp_path / 'w'}", "--compilation_cache=", "--max_steps=2", "--example=0"]
-    assert watch.main([*args, f"--out={tmp_path / 'think.html'}"]) == 1
+    assert page.main([*args, f"--out={tmp_path / 'think.html'}"]) == 1
     assert '"drawing"' in (tmp_path / "think.html").read_text() and arc_solver.NO_RULES in capsys.readouterr().err

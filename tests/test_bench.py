@@ -3,22 +3,24 @@
 import pytest
 
 from tests import tiny
-from trm_jax import bench, config
+from trm_jax import config
+from trm_jax.reports import bench_step
+from trm_jax.runtime import distributed
 
 
 def test_variants_take_turns(tmp_path):
     e = tiny.experiment(tmp_path / "no-dataset", arch={"puzzle_emb_ndim": 0, "puzzle_emb_len": 0})
-    lines = bench.compare(e, ["arch.remat=False,global_batch_size=8"], repeats=2).splitlines()
+    lines = bench_step.compare(e, ["arch.remat=False,global_batch_size=8"], repeats=2).splitlines()
     assert "batch 16, H 2, L 2" in lines[0] and "median of 2" in lines[0]
     (name, *first), (changes, *second) = (line.rsplit(maxsplit=11) for line in lines[2:4])
     assert name.strip() == "as configured" and changes.strip() == "arch.remat=False,global_batch_size=8"
-    assert "most memory" in lines[4] and 10**8 < bench.peak_bytes() < 10**11
+    assert "most memory" in lines[4] and 10**8 < distributed.peak_memory()[0] < 10**11
     assert first[3] == "1.00" and all(float(x) > 0 for x in (*first[:3], *second[:3]))
 
 
 def test_puzzle_tables_of_several_sizes(tmp_path):
     """Compiled only: no time, but the memory."""
-    lines = bench.compare(tiny.experiment(tmp_path / "no-dataset"), [], repeats=0, rows=[10, 2000]).splitlines()
+    lines = bench_step.compare(tiny.experiment(tmp_path / "no-dataset"), [], repeats=0, rows=[10, 2000]).splitlines()
     assert lines[0].endswith("compiled only")
     assert [line.split(" rows")[0] for line in lines[2:4]] == ["10", "2,000"]
     assert all(line.split()[2:6] == ["-"] * 4 and "B" in line for line in lines[2:4])
@@ -30,4 +32,4 @@ def test_puzzle_tables_of_several_sizes(tmp_path):
     ("arch.L_cycles=0", "arch.L_cycles = 0: must be at least 1")])
 def test_a_bad_variant_is_named(tmp_path, change, message):
     with pytest.raises(config.ConfigError, match=message):
-        bench.contender(tiny.experiment(tmp_path), change, 1)
+        bench_step.contender(tiny.experiment(tmp_path), change, 1)

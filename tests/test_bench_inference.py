@@ -8,9 +8,12 @@ import pytest
 from tests import scripted, tiny
 from tests.scripted import NEVER, blanked
 from tests.test_solve import tiny_export
-from trm_jax import bench_inference, puzzles, weights
-from trm_jax.bench_inference import BenchError, Subject
-from trm_jax.inference import Settings
+from trm_jax import puzzles
+from trm_jax.inference.settings import Settings
+from trm_jax.models.network import Weights
+from trm_jax.reports import bench_inference
+from trm_jax.reports.bench_inference import BenchError, Contestant
+from trm_jax.weights import weights_file
 
 
 class Counted(scripted.Scripted):
@@ -20,7 +23,7 @@ class Counted(scripted.Scripted):
         return 100 * calls
 
 
-class Scripted(weights.Export):
+class Scripted(weights_file.Export):
     model = Counted()
     domain = scripted.DOMAIN
 
@@ -30,7 +33,7 @@ def subject():
     blanks = [3, 9, 1, NEVER, 6, 2, 4]
     inputs = np.stack([blanked(b) for b in blanks])
     labels = np.tile(scripted.GRID, (len(blanks), 1))
-    return Subject(Scripted(None, None, {}, weights.Weights({}, {}, None), {"L": 2}), inputs, labels,
+    return Contestant(Scripted(None, None, {}, Weights({}, {}, None), {"L": 2}), inputs, labels,
                    {"dataset": "here", "examples": len(blanks), "L": 2, "device": "this"})
 
 
@@ -71,8 +74,8 @@ def test_spend_gives_every_way_the_same(subject):
 
 
 def test_commands(tmp_path, capsys):
-    tiny.dataset(tmp_path / "data", test=9)
-    weights.save(tmp_path / "w", tiny_export())
+    tiny.make_dataset(tmp_path / "data", test=9)
+    weights_file.save(tmp_path / "w", tiny_export())
     source = [f"--weights={tmp_path / 'w'}", "--compilation_cache=", f"--data={tmp_path / 'data'}"]
     out = tmp_path / "r.json"
     assert bench_inference.main(["spend", *source, "--cycles=2", "--restarts=1,2", "--vary=start", "--examples=4",
@@ -82,6 +85,6 @@ def test_commands(tmp_path, capsys):
     assert "right, in %" in capsys.readouterr().out
     assert bench_inference.main(["spend", *source, "--cycles=3", "--restarts=2"]) == 2
     assert "--cycles=3 cannot be shared out among 2 restarts" in capsys.readouterr().err
-    other = tiny.dataset(tmp_path / "six", domain=puzzles.get("sudoku", box_rows=2, box_cols=3))
+    other = tiny.make_dataset(tmp_path / "six", domain=puzzles.get("sudoku", box_rows=2, box_cols=3))
     assert bench_inference.main(["speed", *source[:2], f"--data={other}"]) == 2
     assert "puzzles of another size" in capsys.readouterr().err

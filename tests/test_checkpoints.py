@@ -20,7 +20,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trm_jax import config as config_lib
-from trm_jax.checkpoints import Checkpointer, CheckpointError, claim, read_config
+from trm_jax.runtime.checkpoints import Checkpointer, CheckpointError
+from trm_jax.training.run_folder import claim, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -228,7 +229,7 @@ def damage(path: Path, harm: str):
 def test_kill_during_a_save_leaves_the_previous_checkpoint(tmp_path):
     code = """
         import os, sys, time, jax.numpy as jnp, numpy as np
-        from trm_jax.checkpoints import Checkpointer
+        from trm_jax.runtime.checkpoints import Checkpointer
         saver = Checkpointer(sys.argv[1], keep_last=2)
         noise = jnp.asarray(np.random.default_rng(0).normal(size=(64 << 20) // 4).astype(np.float32))
         saver.save(1, {"x": jnp.ones(8)}, {"n": 1})
@@ -266,7 +267,7 @@ def test_a_failed_background_save_raises(tmp_path):
     """A full disk, as a limit on the size of files."""
     code = """
         import resource, signal, sys, jax.numpy as jnp, numpy as np
-        from trm_jax.checkpoints import Checkpointer, CheckpointError
+        from trm_jax.runtime.checkpoints import Checkpointer, CheckpointError
         saver = Checkpointer(sys.argv[1], keep_last=2)
         saver.save(1, {"x": jnp.ones(8)}, {})
         saver.wait()

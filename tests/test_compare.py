@@ -9,17 +9,21 @@ import textwrap
 import pytest
 
 from tests import tiny
-from trm_jax import checkpoints, compare, comparison, config, metrics, train
-from trm_jax.compare import CompareError, Entry, Settings
-from trm_jax.models.network import Model, Shape
+from trm_jax import config
+from trm_jax.data.shape import Shape
+from trm_jax.jobs import train
+from trm_jax.models.network import Model
+from trm_jax.reports import compare, compare_tables
+from trm_jax.reports.compare import CompareError, Entry, Terms
+from trm_jax.runtime import checkpoints, metrics
 
-SETTINGS = Settings(minutes=0.2, evaluations=2, calls=8, examples=0, examples_during=8, changes={})
+SETTINGS = Terms(minutes=0.2, evaluations=2, calls=8, examples=0, examples_during=8, changes={})
 DEEP = {"supervision": "deep", "halting_head": True, "tie_head": False, "prob_detach_prev_H": 1.0, "halt_max_steps": 3}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return tiny.dataset(tmp_path_factory.mktemp("data") / "sudoku4")
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "sudoku4")
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +203,7 @@ def test_the_table_gives_mean_and_range_and_names_what_was_cut():
                 "train_flops_per_example": 3e9, "peak_memory": 2**30, "peak_memory_of": "process",
                 "curve": [], "depth": [point, point | {"calls": 24, "H_test": 8, "exact_accuracy": None}],
                 "dataset": "data/x", "examples": 10, "device": "1 x cpu", "versions": {"jax": "1"}, "finished": "now"}
-    text = comparison.table({"settings": {"minutes": 1.0, "calls": 16},
+    text = compare_tables.table({"settings": {"minutes": 1.0, "calls": 16},
                              "systems": {"a": {"0": run(0.5, 100), "1": run(0.25, 90)}}})
     row = [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
     assert row[:9] == ["a", "37.50 (25.00 to 50.00)", "12 calls (H_test 4, L 2)", "0.00", "24 calls (H_test 8, L 2)",
@@ -211,8 +215,8 @@ def test_the_table_gives_mean_and_range_and_names_what_was_cut():
     mazes = {"settings": {"minutes": 1.0, "calls": 16},
              "systems": {"a": {"0": run(0.5, 100) | {"verified_as": "shortest path"}}}}
     head, _, row, *_ = ([cell.strip() for cell in line.strip("|").split("|")]
-                        for line in comparison.table(mazes).splitlines())
+                        for line in compare_tables.table(mazes).splitlines())
     assert (head[2], head[5]) == ("shortest path %",) * 2
     assert [*row[1:3], *row[4:6]] == ["50.00", "75.00", "0.00", "75.00"]
-    last = comparison.figure(mazes).axes[-1]
+    last = compare_tables.figure(mazes).axes[-1]
     assert [line.get_ydata().tolist() for line in last.lines if line.get_linestyle() == ":"] == [[75, 75]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trm_jax.config import Arch, Experiment
-from trm_jax.curriculum import Curriculum
+from trm_jax.training.curriculum import Curriculum
 
 TOTAL = 14_968
 PUBLISHED = Experiment(

@@ -12,8 +12,8 @@ import pytest
 
 from trm_jax import puzzles
 from trm_jax.data import __main__ as cli
-from trm_jax.data import sources, store
-from trm_jax.data.store import DatasetError
+from trm_jax.data import dataset, sources
+from trm_jax.data.dataset import DatasetError
 
 SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
 
@@ -34,7 +34,7 @@ def csv_text(pool, ratings=None):
 
 def split_of(pool, **how):
     tokens = [np.stack([SUDOKU4.encode(text) for text in column]) for column in zip(*pool, strict=True)]
-    return store.make_split(*tokens, vocab_size=6, **how)
+    return dataset.make_split(*tokens, vocab_size=6, **how)
 
 
 def run(*argv):
@@ -72,29 +72,29 @@ def test_round_trip(tmp_path, pool):
     split = split_of(pool, sources=np.arange(40, dtype=np.uint16) % 2, source_names=("x", "y"),
                      ratings=np.arange(40, dtype=np.int32), subsample=np.arange(0, 80, 2))
     provenance = {"puzzle": {"name": "sudoku"}}
-    store.write(tmp_path / "deep" / "d", {"train": split, "test": split}, ["<blank>"], provenance,
+    dataset.write(tmp_path / "deep" / "d", {"train": split, "test": split}, ["<blank>"], provenance,
                 more_json={"test_puzzles.json": {"a": [1]}})
-    loaded = store.load(tmp_path / "deep" / "d", "train")
-    for field in dataclasses.fields(store.Split):
+    loaded = dataset.load(tmp_path / "deep" / "d", "train")
+    for field in dataclasses.fields(dataset.Split):
         if field.name != "metadata":
             np.testing.assert_equal(getattr(loaded, field.name), getattr(split, field.name), strict=True)
     assert loaded.metadata == split.metadata and loaded.num_examples == loaded.num_groups == 40
     assert isinstance(loaded.inputs.base, np.memmap)
-    assert store.load_provenance(tmp_path / "deep" / "d") == provenance
-    assert store.load_identifiers(tmp_path / "deep" / "d") == ["<blank>"]
+    assert dataset.load_provenance(tmp_path / "deep" / "d") == provenance
+    assert dataset.load_identifiers(tmp_path / "deep" / "d") == ["<blank>"]
     assert json.loads((tmp_path / "deep" / "d" / "test_puzzles.json").read_text()) == {"a": [1]}
     assert os.listdir(tmp_path / "deep") == ["d"]
     assert (tmp_path / "deep" / "d").stat().st_mode & 0o777 == (tmp_path / "deep").stat().st_mode & 0o777
 
 
 def test_folder_holds_what_published_loaders_read(tmp_path, pool):
-    store.write(tmp_path / "d", {"train": split_of(pool), "test": split_of(pool)}, ["<blank>"], {})
+    dataset.write(tmp_path / "d", {"train": split_of(pool), "test": split_of(pool)}, ["<blank>"], {})
     for name in ("train", "test"):
         meta = json.loads((tmp_path / "d" / name / "dataset.json").read_text())
         assert meta == {"pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0, "vocab_size": 6, "seq_len": 16,
                         "num_puzzle_identifiers": 1, "total_groups": 40, "mean_puzzle_examples": 1.0,
                         "total_puzzles": 40, "sets": ["all"]}
-        arrays = {k: np.load(tmp_path / "d" / name / f"all__{k}.npy") for k in store.ARRAYS}
+        arrays = {k: np.load(tmp_path / "d" / name / f"all__{k}.npy") for k in dataset.ARRAYS}
         assert {k: (v.dtype.name, v.shape) for k, v in arrays.items()} == {
             "inputs": ("uint8", (40, 16)), "labels": ("uint8", (40, 16)), "puzzle_identifiers": ("int32", (40,)),
             "puzzle_indices": ("int32", (41,)), "group_indices": ("int32", (41,))}
@@ -114,24 +114,24 @@ def test_published_folder_loads(tmp_path, pool, old):
     meta = {"seq_len": 16, "vocab_size": 6, "pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0,
             "num_puzzle_identifiers": 1, "total_groups": 20, "mean_puzzle_examples": 1, "sets": ["all"]}
     (folder / "dataset.json").write_text(json.dumps(meta if old else meta | {"total_puzzles": 20}))
-    split = store.load(tmp_path, "train")
+    split = dataset.load(tmp_path, "train")
     assert split.inputs.dtype == split.labels.dtype == np.uint8
     np.testing.assert_array_equal(split.inputs, tokens[0])
     assert split.num_groups == 20 and split.ratings is None and split.sources is None
     assert split.metadata.total_puzzles == (40 if old else 20)
-    assert store.load_provenance(tmp_path) is None
+    assert dataset.load_provenance(tmp_path) is None
 
 
 @pytest.fixture
 def folder(tmp_path, pool):
     split = split_of(pool, sources=np.zeros(40, np.uint16), source_names=("x",))
-    store.write(tmp_path / "d", {"train": split, "test": split}, ["<blank>"], {})
+    dataset.write(tmp_path / "d", {"train": split, "test": split}, ["<blank>"], {})
     return tmp_path / "d"
 
 
 def test_missing_folder_tells_the_command(tmp_path):
     with pytest.raises(DatasetError, match="make it with: python -m trm_jax.data sudoku --hub$"):
-        store.load(tmp_path / "none", "train", make="python -m trm_jax.data sudoku --hub")
+        dataset.load(tmp_path / "none", "train", make="python -m trm_jax.data sudoku --hub")
 
 
 @pytest.mark.parametrize("foreign", ["empty", "file", "other"])
@@ -144,7 +144,7 @@ def test_foreign_folder(tmp_path, foreign):
     if foreign == "other":
         (place / "train").mkdir()
     with pytest.raises(DatasetError, match="not a dataset folder: has no train/dataset.json"):
-        store.load(place, "train")
+        dataset.load(place, "train")
 
 
 @pytest.mark.parametrize("size", [0, 5, 200])
@@ -153,13 +153,13 @@ def test_truncated_array(folder, name, size):
     file = folder / "train" / f"all__{name}.npy"
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(DatasetError, match=f"all__{name}.npy is damaged"):
-        store.load(folder, "train")
+        dataset.load(folder, "train")
 
 
 def test_missing_array(folder):
     (folder / "train" / "all__labels.npy").unlink()
     with pytest.raises(DatasetError, match="all__labels.npy is missing"):
-        store.load(folder, "train")
+        dataset.load(folder, "train")
 
 
 @pytest.mark.parametrize(("name", "change", "message"), [
@@ -184,7 +184,7 @@ def test_impossible_arrays(folder, name, change, message):
     file = folder / "train" / f"all__{name}.npy"
     np.save(file, change(np.load(file)))
     with pytest.raises(DatasetError, match=message):
-        store.load(folder, "train")
+        dataset.load(folder, "train")
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -205,7 +205,7 @@ def test_malformed_metadata(folder, text, message):
         text = json.dumps(meta)
     file.write_text(text)
     with pytest.raises(DatasetError, match=message):
-        store.load(folder, "train")
+        dataset.load(folder, "train")
 
 
 def test_write_never_leaves_or_takes_what_it_should_not(tmp_path, pool, monkeypatch):
@@ -213,22 +213,22 @@ def test_write_never_leaves_or_takes_what_it_should_not(tmp_path, pool, monkeypa
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(DatasetError, match="is not a dataset folder; it is left alone"):
-        store.write(tmp_path / "mine", {"train": split}, ["<blank>"], {}, overwrite=True)
+        dataset.write(tmp_path / "mine", {"train": split}, ["<blank>"], {}, overwrite=True)
     place.mkdir()  # an empty folder is no obstacle
-    store.write(place, {"train": split}, ["<blank>"], {"n": 1})
+    dataset.write(place, {"train": split}, ["<blank>"], {"n": 1})
     with pytest.raises(DatasetError, match="there already; add --overwrite"):
-        store.write(place, {"train": split}, ["<blank>"], {"n": 2})
-    store.write(place, {"train": split}, ["<blank>"], {"n": 3}, overwrite=True)
+        dataset.write(place, {"train": split}, ["<blank>"], {"n": 2})
+    dataset.write(place, {"train": split}, ["<blank>"], {"n": 3}, overwrite=True)
     with pytest.raises(DatasetError, match="2 identifiers"):
-        store.write(place, {"train": split}, ["<blank>", "a"], {}, overwrite=True)
+        dataset.write(place, {"train": split}, ["<blank>", "a"], {}, overwrite=True)
 
     def full(*_args, **_how):
         raise OSError("no space left")
 
-    monkeypatch.setattr(store, "_write_json", full)
+    monkeypatch.setattr(dataset, "_write_json", full)
     with pytest.raises(OSError, match="no space left"):
-        store.write(place, {"train": split}, ["<blank>"], {"n": 4}, overwrite=True)
-    assert store.load_provenance(place) == {"n": 3}
+        dataset.write(place, {"train": split}, ["<blank>"], {"n": 4}, overwrite=True)
+    assert dataset.load_provenance(place) == {"n": 3}
     assert sorted(os.listdir(tmp_path)) == ["d", "mine"]
 
 
@@ -239,7 +239,7 @@ def test_generate(tmp_path, capsys):
     argv = ["--generate", "--train", "120", "--test", "25", "--clues", "8"]
     assert run(*argv, "--out", tmp_path / "a", "--seed", "3") == 0
     assert "25" in capsys.readouterr().out
-    train, test = (store.load(tmp_path / "a", name) for name in ("train", "test"))
+    train, test = (dataset.load(tmp_path / "a", name) for name in ("train", "test"))
     assert (train.num_groups, test.num_groups) == (120, 25)
     for split in (train, test):
         assert SUDOKU4.verify(split.inputs, split.labels).solved.all()
@@ -247,20 +247,20 @@ def test_generate(tmp_path, capsys):
         assert split.source_names == ("generated",) and split.ratings.shape == (split.num_examples,)
     assert not {x.tobytes() for x in train.labels} & {x.tobytes() for x in test.labels}  # of only 288 grids
     assert len({x.tobytes() for x in train.inputs}) == 120
-    provenance = store.load_provenance(tmp_path / "a")
+    provenance = dataset.load_provenance(tmp_path / "a")
     assert puzzles.get(**provenance["puzzle"]) == SUDOKU4
     assert provenance["seed"] == 3 and provenance["options"]["clues"] == 8 and provenance["test_grids_in_train"] == 0
 
     assert run("--generate", "--train", 120, "--test", 25, "--blanks", 8, "--out", tmp_path / "b", "--seed", 3) == 0
     assert run(*argv, "--out", tmp_path / "c", "--seed", 4) == 0
-    np.testing.assert_array_equal(store.load(tmp_path / "b", "train").inputs, train.inputs)
-    assert not np.array_equal(store.load(tmp_path / "c", "train").inputs, train.inputs)
+    np.testing.assert_array_equal(dataset.load(tmp_path / "b", "train").inputs, train.inputs)
+    assert not np.array_equal(dataset.load(tmp_path / "c", "train").inputs, train.inputs)
 
 
 def test_generate_minimal_puzzles_of_unequal_boxes(tmp_path):
     assert cli.main(["sudoku", "--generate", "--box", "2x3", "--minimal", "--train", "10", "--test", "3",
                      "--out", str(tmp_path / "a")]) == 0
-    split = store.load(tmp_path / "a", "test")
+    split = dataset.load(tmp_path / "a", "test")
     assert puzzles.get("sudoku", box_rows=2, box_cols=3).verify(split.inputs, split.labels).solved.all()
 
 
@@ -281,14 +281,14 @@ def test_import(files, pool, monkeypatch, form):
         monkeypatch.setattr(sources, "PIECE_BYTES", 60)
     (files / name).write_bytes(data)
     assert run(*import_args(files, train=name)) == 0
-    split = store.load(files / "out", "train")
+    split = dataset.load(files / "out", "train")
     rows = zip(split.inputs, split.labels, strict=True)
     assert [(SUDOKU4.decode(q), SUDOKU4.decode(a)) for q, a in rows] == pool[:30]
     assert split.ratings.tolist() == [7, 123456789, *range(28)]
     assert [split.source_names[i] for i in split.sources] == ["a_src", "b_src"] * 15
     assert split.subsample is None and split.metadata.total_groups == 30
-    assert store.load(files / "out", "test").num_examples == 10
-    provenance = store.load_provenance(files / "out")
+    assert dataset.load(files / "out", "test").num_examples == 10
+    provenance = dataset.load_provenance(files / "out")
     assert provenance["files"]["train"]["rows"] == 30 and len(provenance["files"]["train"]["sha256"]) == 64
 
 
@@ -302,7 +302,7 @@ def test_hash_is_that_of_the_file(files):
 def test_subsample_is_seeded_and_its_rows_are_stored(files):
     def rows(out, *argv):
         assert run(*import_args(files, out), *argv) == 0
-        split = store.load(files / out, "train")
+        split = dataset.load(files / out, "train")
         full = sources.read_csv(files / "train.csv", SUDOKU4)[0]
         np.testing.assert_array_equal(split.inputs, full.inputs[split.subsample])
         np.testing.assert_array_equal(split.ratings, full.ratings[split.subsample])
@@ -311,16 +311,16 @@ def test_subsample_is_seeded_and_its_rows_are_stored(files):
 
     a = rows("a", "--subsample", 9, "--test_subsample", 4, "--seed", 5)
     assert len(a) == 9 and a == sorted(set(a))
-    assert store.load(files / "a", "test").num_examples == 4
+    assert dataset.load(files / "a", "test").num_examples == 4
     assert rows("b", "--subsample", 9, "--seed", 5) == a
     assert rows("c", "--subsample", 9, "--seed", 6) != a
     assert rows("d", "--min_rating", 3, "--subsample", 20)[0] >= 3
-    assert len(store.load(files / "d", "test").inputs) == 7  # the least rating holds for both
+    assert len(dataset.load(files / "d", "test").inputs) == 7  # the least rating holds for both
 
 
 def test_shuffles_are_groups(files, pool):
     assert run(*import_args(files), "--num_aug", 4, "--subsample", 12) == 0
-    split = store.load(files / "out", "train")
+    split = dataset.load(files / "out", "train")
     assert (split.num_examples, split.num_groups, len(split.puzzle_identifiers)) == (60, 12, 60)
     assert split.group_indices.tolist() == list(range(0, 61, 5)) and not split.puzzle_identifiers.any()
     originals = sources.read_csv(files / "train.csv", SUDOKU4)[0].take(split.subsample)
@@ -329,7 +329,7 @@ def test_shuffles_are_groups(files, pool):
     assert SUDOKU4.verify(split.inputs, split.labels).solved.all()
     assert len(np.unique(split.inputs, axis=0)) > 45
     assert split.ratings.tolist() == np.repeat(originals.ratings, 5).tolist()
-    assert store.load(files / "out", "test").num_examples == 10
+    assert dataset.load(files / "out", "test").num_examples == 10
 
 
 def bad_row(pool, kind):
@@ -415,8 +415,8 @@ def test_hub(files, capsys, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
     assert run("--hub", "--out", files / "hub", "--subsample", 5) == 0
-    assert store.load(files / "hub", "train").num_examples == 5
-    assert store.load_provenance(files / "hub")["hub"] == "sapientinc/sudoku-extreme"
+    assert dataset.load(files / "hub", "train").num_examples == 5
+    assert dataset.load_provenance(files / "hub")["hub"] == "sapientinc/sudoku-extreme"
 
     def offline(*_args, **_how):
         raise ConnectionError("no route\nsecond line")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from trm_jax import puzzles
-from trm_jax.arc_voting import Votes
 from trm_jax.data import __main__ as command
-from trm_jax.data import arc as build
-from trm_jax.data import pipeline, store
-from trm_jax.data.store import DatasetError
+from trm_jax.data import arc_build as build
+from trm_jax.data import dataset, pipeline
+from trm_jax.data.dataset import DatasetError
+from trm_jax.inference.arc_voting import Votes
 from trm_jax.puzzles import arc
 
 JSON = pathlib.Path(__file__).parent / "arc"  # six small tasks of ARC-AGI-1 and ConceptARC
@@ -51,8 +51,8 @@ def puzzle_rows(split):
 def test_every_task_and_pair_is_there(tasks, folder, capsys):
     by_subset = collections.Counter(task.subset for task in tasks)
     assert by_subset == {"training": 2, "evaluation": 3, "concept": 1}
-    train, test = (store.load(folder, name) for name in ("train", "test"))
-    names = store.load_identifiers(folder)
+    train, test = (dataset.load(folder, name) for name in ("train", "test"))
+    names = dataset.load_identifiers(folder)
     assert names[0] == "<blank>" and len(set(names)) == len(names) == 1 + 6 * (1 + NUM_AUG)
     tested = [task for task in tasks if task.subset == "evaluation"]
     pairs = sum(len(build.training_pairs(task, "evaluation")) for task in tasks)
@@ -62,17 +62,17 @@ def test_every_task_and_pair_is_there(tasks, folder, capsys):
     assert train.metadata.num_puzzle_identifiers == test.metadata.num_puzzle_identifiers == len(names)
     assert (train.metadata.vocab_size, train.metadata.seq_len) == (12, 900)
     assert train.source_names == ("training", "evaluation", "concept") and test.source_names == ("evaluation",)
-    provenance = store.load_provenance(folder)
+    provenance = dataset.load_provenance(folder)
     assert provenance["counts"]["training_pairs"] == pairs and provenance["counts"]["test_inputs"] == inputs
     assert provenance["test_pairs_in_train"] == [] and provenance["options"]["num_aug"] == NUM_AUG
-    assert store.load_domain(folder, "sudoku", 900) == puzzles.get("arc")
+    assert dataset.load_domain(folder, "sudoku", 900) == puzzles.get("arc")
     assert build.load_test_puzzles(folder) == {task.name: task.as_json() for task in tested}
     assert sorted(p.name for p in folder.parent.iterdir()) == ["built"]  # nothing is left beside it
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_every_row_maps_back_to_a_pair_of_its_task(tasks, folder, name):
-    split, names = store.load(folder, name), store.load_identifiers(folder)
+    split, names = dataset.load(folder, name), dataset.load_identifiers(folder)
     by_name = {task.name: task for task in tasks}
     groups = collections.defaultdict(list)
     moved, places = 0, set()
@@ -96,8 +96,8 @@ def test_every_row_maps_back_to_a_pair_of_its_task(tasks, folder, name):
 
 
 def test_the_puzzles_of_a_task_differ(folder):
-    split = store.load(folder, "train")
-    names, looks = store.load_identifiers(folder), collections.defaultdict(set)
+    split = dataset.load(folder, "train")
+    names, looks = dataset.load_identifiers(folder), collections.defaultdict(set)
     for _, group, identifier, rows in puzzle_rows(split):
         grids = [(arc.grid_key(shrink(a)), arc.grid_key(shrink(b))) for a, b in zip(split.inputs[rows],
                                                                                    split.labels[rows])]
@@ -113,10 +113,10 @@ def shrink(tokens):
 
 
 def test_right_answers_score_1_and_blank_ones_0(folder):
-    split = store.load(folder, "test")
-    right, wrong = (Votes(store.load_identifiers(folder), build.load_test_puzzles(folder)) for _ in range(2))
+    split = dataset.load(folder, "test")
+    right, wrong = (Votes(dataset.load_identifiers(folder), build.load_test_puzzles(folder)) for _ in range(2))
     for batch in pipeline.test_batches(split, 32):
-        labels = np.where(batch["labels"] == store.IGNORE_LABEL_ID, 0, batch["labels"])
+        labels = np.where(batch["labels"] == dataset.IGNORE_LABEL_ID, 0, batch["labels"])
         halts = np.zeros(len(labels))
         right.add(batch["puzzle_identifiers"], batch["inputs"], labels, halts)
         wrong.add(batch["puzzle_identifiers"], batch["inputs"], np.zeros_like(labels), halts)
@@ -125,7 +125,7 @@ def test_right_answers_score_1_and_blank_ones_0(folder):
 
 
 def test_it_is_trained_from(folder):
-    batches = pipeline.train_batches(store.load(folder, "train"), None, global_batch_size=4, seed=0)
+    batches = pipeline.train_batches(dataset.load(folder, "train"), None, global_batch_size=4, seed=0)
     batch = next(batches)
     batches.close()
     assert batch["inputs"].shape == (4, 900) and (batch["puzzle_identifiers"] > 0).all()
@@ -141,15 +141,15 @@ def test_the_seed_makes_the_folder_and_fewer_symmetries_are_the_first_of_more(fo
     again, same, other = (files(tmp_path / name) for name in ("again", "same", "other"))
     assert again == same and set(again) == set(other)
     assert all(again[f"train/all__{name}.npy"] != other[f"train/all__{name}.npy"] for name in ("inputs", "labels"))
-    few, many = store.load_identifiers(tmp_path / "again"), store.load_identifiers(folder)
+    few, many = dataset.load_identifiers(tmp_path / "again"), dataset.load_identifiers(folder)
     assert [few[1 + 6 * t:7 + 6 * t] for t in range(6)] == [
         many[1 + (1 + NUM_AUG) * t:][:6] for t in range(6)]
-    assert few != store.load_identifiers(tmp_path / "other")
+    assert few != dataset.load_identifiers(tmp_path / "other")
 
 
 def test_no_symmetries_at_all(tmp_path, tasks):
     assert run(tmp_path / "bare", num_aug=0) == 0
-    assert store.load_identifiers(tmp_path / "bare") == ["<blank>", *(task.name for task in tasks)]
+    assert dataset.load_identifiers(tmp_path / "bare") == ["<blank>", *(task.name for task in tasks)]
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="asks Linux what is in memory")
@@ -158,12 +158,12 @@ def test_a_folder_larger_than_memory_is_checked_piece_by_piece(tmp_path):
         status = pathlib.Path("/proc/self/status").read_text()
         return int(status.split("RssFile:")[1].split()[0]) >> 10  # MiB
 
-    path, rows = tmp_path / "rows.npy", 6 * store.CHECK_ROWS
+    path, rows = tmp_path / "rows.npy", 6 * dataset.CHECK_ROWS
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (rows, 900)})
         file.truncate(file.tell() + rows * 900)
     array, before = np.asarray(np.load(path, mmap_mode="r")), resident()
-    store._need_range(array, 12, "vocab_size", path)
+    dataset._need_range(array, 12, "vocab_size", path)
     assert resident() - before < rows * 900 / 3 / 2**20 and array[-1].sum() == 0
 
 
@@ -298,14 +298,14 @@ def test_a_test_subset_may_have_no_solutions(given, tasks, folder, tmp_path, cap
     json_dir = given[1]()
     (json_dir / "arc-agi_evaluation_solutions.json").unlink()
     assert run(tmp_path / "out", "--no_test_solutions", json_dir=json_dir) == 0
-    blind, seen = (store.load(path, "test") for path in (tmp_path / "out", folder))
+    blind, seen = (dataset.load(path, "test") for path in (tmp_path / "out", folder))
     assert not blind.labels.any() and seen.labels.any()
     assert len(blind.inputs) == len(seen.inputs) and np.array_equal(
         np.unique(blind.inputs[blind.puzzle_indices[:1]], axis=0), np.unique(seen.inputs[:1], axis=0))
     puzzles = build.load_test_puzzles(tmp_path / "out")
     assert {name: [list(pair) for pair in task["test"]] for name, task in puzzles.items()} == {
         task.name: [["input"]] * len(task.test) for task in tasks if task.subset == "evaluation"}
-    votes = Votes(store.load_identifiers(tmp_path / "out"), puzzles)
+    votes = Votes(dataset.load_identifiers(tmp_path / "out"), puzzles)
     for batch in pipeline.test_batches(blind, 32):
         votes.add(batch["puzzle_identifiers"], batch["inputs"], batch["inputs"], np.zeros(32))
     score = votes.score()
@@ -344,7 +344,7 @@ def test_an_answer_hidden_under_another_id_is_told(given, capsys, tmp_path):
     assert run(tmp_path / "out", json_dir=write(), num_aug=0) == 0
     out, err = capsys.readouterr()
     assert f"a test pair of task {name} is also a pair of task {other}" in err and "another task too: 1" in out
-    assert store.load_provenance(tmp_path / "out")["test_pairs_in_train"] == [[name, other]]
+    assert dataset.load_provenance(tmp_path / "out")["test_pairs_in_train"] == [[name, other]]
 
 
 def test_a_full_disk_and_a_taken_place_are_refused_before_the_work(tasks, folder, tmp_path, monkeypatch, capsys):

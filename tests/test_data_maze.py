@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import config, puzzles, state
+from trm_jax import config, puzzles
 from trm_jax.data import __main__ as cli
-from trm_jax.data import pipeline, sources, store
-from trm_jax.data.store import DatasetError
+from trm_jax.data import dataset, pipeline, sources
+from trm_jax.data.dataset import DatasetError
+from trm_jax.data.loading import Dataset
 
 SIZE = 6
 MAZE = puzzles.get("maze", rows=SIZE, cols=SIZE)
@@ -68,7 +69,7 @@ def test_generate(tmp_path, capsys):
     argv = ["--generate", "--train", 80, "--test", 20, "--min_length", 6]
     assert run(*argv, "--out", tmp_path / "a", "--seed", 3) == 0
     assert "log2 paths" in capsys.readouterr().out
-    train, test = (store.load(tmp_path / "a", name) for name in ("train", "test"))
+    train, test = (dataset.load(tmp_path / "a", name) for name in ("train", "test"))
     assert (train.num_groups, test.num_groups, train.metadata.vocab_size) == (80, 20, 6)
     for split in (train, test):
         assert MAZE.verify(split.inputs, split.labels).solved.all() and (split.ratings > 6).all()
@@ -76,15 +77,15 @@ def test_generate(tmp_path, capsys):
         np.testing.assert_array_equal(split.log2_paths, MAZE.log2_paths(split.inputs))
         np.testing.assert_array_equal(split.ratings, MAZE.solve(split.inputs).steps)
     assert len({x.tobytes() for x in (*train.inputs, *test.inputs)}) == 100
-    provenance = store.load_provenance(tmp_path / "a")
+    provenance = dataset.load_provenance(tmp_path / "a")
     assert puzzles.get(**provenance["puzzle"]) == MAZE
     assert provenance["options"] == {"train": 80, "test": 20, "min_length": 6, "single_path": False}
 
     assert run(*argv, "--out", tmp_path / "b", "--seed", 3) == run(*argv, "--out", tmp_path / "c", "--seed", 4) == 0
-    np.testing.assert_array_equal(store.load(tmp_path / "b", "train").inputs, train.inputs)
-    assert not np.array_equal(store.load(tmp_path / "c", "train").inputs, train.inputs)
+    np.testing.assert_array_equal(dataset.load(tmp_path / "b", "train").inputs, train.inputs)
+    assert not np.array_equal(dataset.load(tmp_path / "c", "train").inputs, train.inputs)
     assert run("--generate", "--train", 9, "--test", 3, "--single_path", "--out", tmp_path / "d") == 0
-    single = store.load(tmp_path / "d", "train")
+    single = dataset.load(tmp_path / "d", "train")
     assert not single.log2_paths.any() and (single.ratings > MAZE.default_min_length()).all()
 
 
@@ -96,7 +97,7 @@ def test_import(files, pool, monkeypatch, form):
     if form == "tiny pieces":
         monkeypatch.setattr(sources, "PIECE_BYTES", 100)
     assert run(*import_args(files)) == 0
-    train, test = (store.load(files / "out", name) for name in ("train", "test"))
+    train, test = (dataset.load(files / "out", name) for name in ("train", "test"))
     np.testing.assert_array_equal(train.inputs, pool.inputs[:45])
     np.testing.assert_array_equal(train.labels, pool.labels[:45])
     np.testing.assert_array_equal(train.log2_paths, pool.log2_paths[:45])
@@ -105,7 +106,7 @@ def test_import(files, pool, monkeypatch, form):
 
 def test_extras_follow_their_mazes(files, pool):
     assert run(*import_args(files), "--subsample", 12, "--min_rating", 5) == 0
-    split = store.load(files / "out", "train")
+    split = dataset.load(files / "out", "train")
     np.testing.assert_array_equal(split.log2_paths, pool.log2_paths[split.subsample])
     np.testing.assert_array_equal(split.inputs, pool.inputs[split.subsample])
     file = files / "out" / "train" / "all__log2_paths.npy"
@@ -114,7 +115,7 @@ def test_extras_follow_their_mazes(files, pool):
         whole = np.load(file)
         np.save(file, change(whole))
         with pytest.raises(DatasetError, match=f"log2_paths.npy: .*{message}"):
-            store.load(files / "out", "train")
+            dataset.load(files / "out", "train")
         np.save(file, whole)
 
 
@@ -132,10 +133,10 @@ def test_hub_of_maze_hard(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
     assert cli.main(["maze", "--hub", "--out", str(tmp_path / "hub")]) == 0
     assert "in train too: 3" in capsys.readouterr().out, "the same file twice: said"
-    split = store.load(tmp_path / "hub", "train")
+    split = dataset.load(tmp_path / "hub", "train")
     np.testing.assert_array_equal(split.inputs, made.inputs)
     assert split.metadata.seq_len == 900
-    assert store.load_provenance(tmp_path / "hub")["hub"] == "sapientinc/maze-30x30-hard-1k"
+    assert dataset.load_provenance(tmp_path / "hub")["hub"] == "sapientinc/maze-30x30-hard-1k"
 
 
 def bad_row(kind):
@@ -223,7 +224,7 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def split(pool):
-    return store.make_split(pool.inputs, pool.labels, vocab_size=6, log2_paths=pool.log2_paths)
+    return dataset.make_split(pool.inputs, pool.labels, vocab_size=6, log2_paths=pool.log2_paths)
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -267,7 +268,7 @@ def test_positions_say_which_labels(split):
 
 def test_refusals(split, tmp_path):
     sudoku = puzzles.get("sudoku", seq_len=16)
-    other = store.make_split(*sudoku.generate(8, seed=0)[:2], vocab_size=6)
+    other = dataset.make_split(*sudoku.generate(8, seed=0)[:2], vocab_size=6)
     for domain in (sudoku, None):
         with pytest.raises(DatasetError, match="labels='random_path' is for mazes"):
             pipeline.train_batches(other, domain, global_batch_size=4, labels="random_path")
@@ -275,18 +276,18 @@ def test_refusals(split, tmp_path):
         pipeline.train_batches(split, MAZE, global_batch_size=4, labels="any")
     with pytest.raises(config.ConfigError, match="data.labels = 'random_path': is for data.puzzle = 'maze'"):
         config.parse({"data": {"labels": "random_path"}})
-    folder = tiny.dataset(tmp_path / "d", 4, 2, MAZE)
+    folder = tiny.make_dataset(tmp_path / "d", 4, 2, MAZE)
     with pytest.raises(DatasetError, match="is a maze dataset, but data.puzzle = 'sudoku'"):
-        state.Data.load(config.parse({"data": {"path": str(folder)}}))
+        Dataset.load(config.parse({"data": {"path": str(folder)}}))
     arch = {"mlp_t": False, "pos_encodings": "rope", "rope_columns": MAZE.cols + 1}
     with pytest.raises(DatasetError, match=f"rope_columns = {MAZE.cols + 1}, but .* have {MAZE.cols} columns"):
-        state.Data.load(config.parse({"data": {"path": str(folder), "puzzle": "maze"}, "arch": arch}))
-    data = state.Data.load(config.parse({"data": {"path": str(folder), "puzzle": "maze"}}))
+        Dataset.load(config.parse({"data": {"path": str(folder), "puzzle": "maze"}, "arch": arch}))
+    data = Dataset.load(config.parse({"data": {"path": str(folder), "puzzle": "maze"}}))
     assert data.domain == MAZE and data.test.log2_paths.shape == (2,)
 
 
 def test_bench_of_a_folder_that_does_not_say_what_it_is(tmp_path, capsys):
-    folder = tiny.dataset(tmp_path / "d", 40, 2, MAZE)
+    folder = tiny.make_dataset(tmp_path / "d", 40, 2, MAZE)
     (folder / "provenance.json").unlink()
     assert cli.main(["bench", "--path", str(folder), "--puzzle", "maze", "--batch", "32", "--seconds", "0.05"]) == 0
     assert "with augmentation" in capsys.readouterr().out

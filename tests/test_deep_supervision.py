@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import checkpoints, distributed, evaluate, losses, metrics, recursion, solve, train, weights
-from trm_jax.models.network import Model, Shape
-from trm_jax.state import Data, System
-from trm_jax.supervision import Batch, Begun, DeepSums, DeepSupervision, Held, SlotDraw
+from trm_jax import recursion
+from trm_jax.data.loading import Dataset
+from trm_jax.data.shape import Shape
+from trm_jax.evaluation import tables
+from trm_jax.inference.solver import Solver
+from trm_jax.jobs import train
+from trm_jax.models.network import Model
+from trm_jax.runtime import checkpoints, distributed, metrics
+from trm_jax.training import losses
+from trm_jax.training import step as step_lib
+from trm_jax.training.supervision import Batch, Begun, DeepSums, DeepSupervision, Held, SlotDraw
+from trm_jax.training.system import System
+from trm_jax.weights import weights_file
 
 B, S, V, H, L = 8, 4, 5, 2, 2
 ARCH = {"supervision": "deep", "halting_head": True, "tie_head": False, "prob_detach_prev_H": 1.0, "halt_max_steps": 3,
@@ -208,7 +217,7 @@ def test_either_contract_takes_any_recursion(arch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return tiny.dataset(tmp_path_factory.mktemp("data") / "sudoku4")
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "sudoku4")
 
 
 # Everything that a carry can be made of: many latents, two networks, ACT with continue, exploration.
@@ -217,9 +226,9 @@ EVERYTHING = {"arch": ARCH | {"recursion": "multi_z", "H_layers": 1, "grad_calls
 
 
 def final_state(e, workdir):
-    system = System(e, Data.load(e).shape, e.total_steps)
+    system = System(e, Dataset.load(e).shape, e.total_steps)
     with checkpoints.Checkpointer(workdir, read_only=True) as reader:
-        return system, reader.restore(train.place(system, distributed.data_mesh()))[0]
+        return system, reader.restore(step_lib.place(system, distributed.data_mesh()))[0]
 
 
 class Interruption(Exception):
@@ -257,12 +266,12 @@ def test_a_continued_run_is_bit_identical(data, uninterrupted, tmp_path, monkeyp
 
 def test_one_device_does_what_eight_do(data):
     e = tiny.experiment(data, arch=ARCH | {"L_cycles": 1, "halt_exploration_prob": 0.5})
-    system = System(e, Data.load(e).shape, e.total_steps)
+    system = System(e, Dataset.load(e).shape, e.total_steps)
     rng = np.random.default_rng(0)
     states = {}
     for devices in (1, 8):
         mesh = distributed.data_mesh(jax.devices()[:devices])
-        step, state = train.make_step(system, mesh, 1), train.place(system, mesh)
+        step, state = step_lib.make_step(system, mesh, 1), step_lib.place(system, mesh)
         rng = np.random.default_rng(0)
         for _ in range(4):
             tokens = rng.integers(1, 6, (2, 16, 16)).astype(np.int32)
@@ -279,18 +288,18 @@ def test_a_test_step_is_a_supervision_step(data, uninterrupted):
     e, workdir, result = uninterrupted
     assert result["H_test_unit"] == "supervision steps of 2 outer cycles each"
     assert [f["H_test"] for f in result["figures"]] == [1, 2]
-    assert 1 <= result["figures"][1]["mean_steps"] <= 2 and "mean steps" in evaluate.table(result)
-    system = System(e, Data.load(e).shape, e.total_steps)
+    assert 1 <= result["figures"][1]["mean_steps"] <= 2 and "mean steps" in tables.table(result)
+    system = System(e, Dataset.load(e).shape, e.total_steps)
     model = system.model
     assert system.test_flops_per_example(3, 2) == 3 * (2 * model.calls_flops(3) + model.head_flops())
-    export = weights.from_run(workdir)
-    solver = solve.Solver.of(export)
-    inputs = Data.load(e).test.inputs[:2]
+    export = weights_file.from_run(workdir)
+    solver = Solver.of(export)
+    inputs = Dataset.load(e).test.inputs[:2]
     answers = solver.solve(list(inputs), max_steps=3, settle=4)
     assert all(a.status.endswith("after 3 supervision steps") for a in answers)
     w = export.weights
     x = model.embed(w.params, jnp.asarray(inputs), model.rows(w.table, jnp.zeros(2, jnp.int32)))
     latents = recursion.unroll(model.core(w.params), model.initial_latents(w.fixed, 2), x, 6, 2, model.cycle)
     np.testing.assert_array_equal([a.tokens for a in answers], model.answer(w.params, latents.y))
-    weights.save(workdir / "w.safetensors", export, "float32")
-    tiny.assert_identical(jax.device_get(weights.load(workdir / "w.safetensors").weights), jax.device_get(w))
+    weights_file.save(workdir / "w.safetensors", export, "float32")
+    tiny.assert_identical(jax.device_get(weights_file.load(workdir / "w.safetensors").weights), jax.device_get(w))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from trm_jax import distributed
+from trm_jax.runtime import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_STEP_NUM_TASKS",
@@ -127,7 +127,7 @@ def test_compilation_cache_holds_small_programs(tmp_path):
     """In a process of its own, as the cache's place is global; something was compiled before it was set."""
     code = """
         import sys, jax
-        from trm_jax.distributed import enable_compilation_cache
+        from trm_jax.runtime.distributed import enable_compilation_cache
         jax.jit(lambda x: x + 1)(1)
         enable_compilation_cache(sys.argv[1])
         jax.jit(lambda x: x * 3)(1)
@@ -141,9 +141,10 @@ def test_compilation_cache_holds_small_programs(tmp_path):
 PROCESS = """
     import sys, jax, numpy as np
     from pathlib import Path
-    from trm_jax import distributed as d
-    from trm_jax.checkpoints import Checkpointer, claim, read_config
-    from trm_jax.metrics import MetricWriter
+    from trm_jax.runtime import distributed as d
+    from trm_jax.runtime.checkpoints import Checkpointer
+    from trm_jax.training.run_folder import claim, read_config
+    from trm_jax.runtime.metrics import MetricWriter
     assert d.initialize() and d.initialize()
     me, work = jax.process_index(), Path(sys.argv[1])
     assert (jax.process_count(), jax.device_count(), d.is_primary()) == (2, 4, me == 0)

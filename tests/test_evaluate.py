@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import checkpoints, config, distributed, evaluate, recursion
-from trm_jax.puzzles.sudoku import Verdict
-from trm_jax.state import Data, System, Weights
+from trm_jax import config, recursion
+from trm_jax.data.loading import Dataset
+from trm_jax.evaluation import tables
+from trm_jax.evaluation.evaluator import Evaluator
+from trm_jax.evaluation.scores import mark, scalars, score
+from trm_jax.jobs import evaluate
+from trm_jax.models.network import Weights
+from trm_jax.puzzles.sudoku import SudokuVerdict
+from trm_jax.runtime import checkpoints, distributed
+from trm_jax.runtime.text import percent
+from trm_jax.training import run_folder
+from trm_jax.training.system import System
 
 DEPTHS, L, SETTLED = (1, 3, 9), 2, 2
 
@@ -20,9 +29,9 @@ DEPTHS, L, SETTLED = (1, 3, 9), 2, 2
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """(system, data, weights): an untrained network, and 13 test puzzles whose labels are partly its own answers."""
-    folder = tiny.dataset(tmp_path_factory.mktemp("data") / "sudoku4", train=16, test=13)
+    folder = tiny.make_dataset(tmp_path_factory.mktemp("data") / "sudoku4", train=16, test=13)
     e = tiny.experiment(folder, eval={"H_test": DEPTHS, "batch_size": 8, "settled_cycles": SETTLED})
-    data = Data.load(e)
+    data = Dataset.load(e)
     system = System(e, data.shape, 8)
     weights = Weights(*jax.jit(system.model.init)(jax.random.key(2)))
     answers, _ = plain_answers(system, data, weights)
@@ -65,7 +74,7 @@ def run(system, data, weights, devices=8, **changes):
     system = dataclasses.replace(system, experiment=dataclasses.replace(e, eval=dataclasses.replace(e.eval, **changes)))
     mesh = distributed.data_mesh(jax.devices()[:devices])
     weights = jax.device_put(weights, distributed.replicated(mesh))
-    return evaluate.Evaluator(system, data, mesh)(weights, 8, L, lambda line: None)
+    return Evaluator(system, data, mesh)(weights, 8, L, lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +132,9 @@ def test_the_signs_are_judged_by_the_plain_loop(given, result):
 
 
 def test_a_halting_head_is_judged_too(tmp_path):
-    e = tiny.experiment(tiny.dataset(tmp_path, train=8, test=9), eval={"H_test": [1, 4]}, arch={
+    e = tiny.experiment(tiny.make_dataset(tmp_path, train=8, test=9), eval={"H_test": [1, 4]}, arch={
         "supervision": "deep", "halting_head": True, "prob_detach_prev_H": 1.0, "H_cycles": 1})
-    data = Data.load(e)
+    data = Dataset.load(e)
     system = System(e, data.shape, 8)
     params, *rest = jax.jit(system.model.init)(jax.random.key(2))
     params["q_head"] = jax.random.normal(jax.random.key(3), params["q_head"].shape)
@@ -168,7 +177,7 @@ def test_a_sample_is_seeded_and_named(given):
 def test_several_test_time_L(given):
     result = run(*given, L_test=(1, 2), H_test=(1, 3))
     assert [(f["L_test"], f["H_test"]) for f in result["figures"]] == [(1, 1), (1, 3), (2, 1), (2, 3)]
-    assert list(evaluate.scalars(result))[0] == "eval/exact_accuracy/H1_L1"
+    assert list(scalars(result))[0] == "eval/exact_accuracy/H1_L1"
 
 
 def test_scores_of_unlabelled_examples_and_empty_sets():
@@ -180,43 +189,43 @@ def test_scores_of_unlabelled_examples_and_empty_sets():
 
         @staticmethod
         def verify(inputs, answers):
-            return Verdict(*np.ones((3, 3), bool))
-    figures = evaluate.score(evaluate.mark(Domain, inputs, labels, answers), np.array([True, True, False]))
+            return SudokuVerdict(*np.ones((3, 3), bool))
+    figures = score(mark(Domain, inputs, labels, answers), np.array([True, True, False]))
     assert (figures["n"], figures["exact_accuracy"], figures["cell_accuracy"]) == (2, 0.5, 0.5)
     assert (figures["settled"], figures["settled_among_right"], figures["settled_among_wrong"]) == (0.5, 1, 0)
-    nothing = evaluate.score(evaluate.mark(Domain, inputs, np.full((3, 2), -100), answers), np.ones(3, bool))
+    nothing = score(mark(Domain, inputs, np.full((3, 2), -100), answers), np.ones(3, bool))
     assert nothing["n"] == 0 and nothing["exact_accuracy"] is nothing["cell_accuracy"] is nothing["settled"] is None
 
 
 def test_percentages_are_cut_off_and_whole_ones_are_whole():
-    assert evaluate.percent(0.99999) == "99.99" and evaluate.percent(1.0) == "100.00"
-    assert evaluate.percent(None) == "-"
-    assert [evaluate.percent(k / 100) for k in range(100)] == [f"{k}.00" for k in range(100)]
+    assert percent(0.99999) == "99.99" and percent(1.0) == "100.00"
+    assert percent(None) == "-"
+    assert [percent(k / 100) for k in range(100)] == [f"{k}.00" for k in range(100)]
 
 
 def test_a_run_is_evaluated_with_its_own_config(tmp_path):
     """But for how, and on which dataset."""
-    folder = tiny.dataset(tmp_path / "data")
-    checkpoints.claim(tmp_path / "run", config.to_json(tiny.experiment(folder)))
+    folder = tiny.make_dataset(tmp_path / "data")
+    run_folder.claim(tmp_path / "run", config.to_json(tiny.experiment(folder)))
     with pytest.raises(checkpoints.CheckpointError, match=r"arch.L_cycles: the run has 2, now 3"):
         evaluate.evaluate(tiny.experiment(folder, arch={"L_cycles": 3}), tmp_path / "run")
-    other = tiny.dataset(tmp_path / "other", test=5)
+    other = tiny.make_dataset(tmp_path / "other", test=5)
     with pytest.raises(checkpoints.CheckpointError, match="holds no checkpoint yet"):
         evaluate.evaluate(tiny.experiment(other, eval={"H_test": [2]}), tmp_path / "run")
 
 
 def test_as_a_solver(given, result):
     system, data, weights = given
-    assert "solved" not in result and "as a solver" not in evaluate.table(result)
+    assert "solved" not in result and "as a solver" not in tables.table(result)
     found = run(*given, restarts=3, vary="start", sigma=0.5)
     solved = found["solved"]
     assert found["figures"][0]["counts"] == result["figures"][0]["counts"]
     assert solved["n"] == 13 and (solved["H_test"], solved["restarts"]) == (max(DEPTHS), 3)
     assert solved["exact_accuracy"] >= result["figures"][-1]["verified"], "the last depth is among what it may take"
     assert solved["core_calls_per_example"] >= (L + 1) * solved["mean_cycles"] > 0
-    shown = evaluate.table(found)
+    shown = tables.table(found)
     assert "as a solver: done when verified" in shown and "noise of 0.5 at the start" in shown
-    by_symmetry = evaluate.table(found | {"solved": solved | {"vary": "symmetry", "sigma": None}})
+    by_symmetry = tables.table(found | {"solved": solved | {"vary": "symmetry", "sigma": None}})
     assert "up to 3 tries that differ by a symmetry:" in by_symmetry
     with pytest.raises(config.ConfigError, match="eval.restarts = 2: must be 0: ARC"):
         config.parse({"data": {"puzzle": "arc"}, "eval": {"restarts": 2}})

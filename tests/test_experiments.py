@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import checkpoints, config, describe, puzzles, train
+from trm_jax import config, puzzles
+from trm_jax.jobs import train
+from trm_jax.reports import describe
+from trm_jax.runtime import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +42,7 @@ def data(tmp_path_factory):
     """A small dataset folder of every domain."""
     folder = tmp_path_factory.mktemp("data")
     domains = {"sudoku": tiny.SUDOKU4, "maze": puzzles.get("maze", rows=4, cols=4)}
-    return {name: tiny.dataset(folder / name, 32, 8, domain) for name, domain in domains.items()} | {
+    return {name: tiny.make_dataset(folder / name, 32, 8, domain) for name, domain in domains.items()} | {
         "arc": tiny.arc_dataset(folder / "arc", num_aug=1)}
 
 

@@ -12,10 +12,12 @@ import pytest
 from jax.lax import stop_gradient
 
 from tests import tiny
-from trm_jax import config, describe, recursion
+from trm_jax import config, recursion
 from trm_jax.config import Arch, ConfigError
-from trm_jax.models.network import Model, Shape
+from trm_jax.data.shape import Shape
+from trm_jax.models.network import Model
 from trm_jax.recursion import RECURSIONS, Cores, Latents
+from trm_jax.reports import describe
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 T, B, D, L = 3, 2, 4, 3

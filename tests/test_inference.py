@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from tests.scripted import DOMAIN, GRID, NEVER, Scripted, blanked
-from trm_jax import config, distributed, inference, slots, weights
-from trm_jax.inference import Jobs, Settings
-from trm_jax.models.network import Model, Shape
+from trm_jax import config
+from trm_jax.data.shape import Shape
+from trm_jax.inference import engine, slots
+from trm_jax.inference.choice import ORDER, STOPS, Jobs, choose
+from trm_jax.inference.settings import InferenceError, Settings
+from trm_jax.models.network import Model, Weights
 from trm_jax.recursion import Latents
+from trm_jax.runtime import distributed
 
-NOTHING = weights.Weights({}, {}, None)
+NOTHING = Weights({}, {}, None)
 
 
 def verify(inputs, answers):
@@ -19,12 +23,12 @@ def verify(inputs, answers):
 
 
 def run(blanks, verify=None, draw_symmetry=None, **settings):
-    return inference.solve(Scripted(), NOTHING, np.stack([blanked(b) for b in blanks]), 2, Settings(**settings),
+    return engine.solve(Scripted(), NOTHING, np.stack([blanked(b) for b in blanks]), 2, Settings(**settings),
                            verify=verify, draw_symmetry=draw_symmetry)
 
 
 def names(stops):
-    return [inference.STOPS[stop] for stop in stops]
+    return [STOPS[stop] for stop in stops]
 
 
 def test_settled_jobs_stop_where_their_own_answer_stands_and_slots_are_refilled():
@@ -74,11 +78,11 @@ def test_symmetries_are_undone_and_noise_is_not_the_neighbours():
     arch = config.Arch(hidden_size=16, mlp_hidden_size=16, mixer_hidden_size=16, puzzle_emb_ndim=16, puzzle_emb_len=1,
                        forward_dtype="float32")
     model = Model(arch, Shape(16, 6))
-    w = weights.Weights(*jax.jit(model.init)(jax.random.key(0)))
+    w = Weights(*jax.jit(model.init)(jax.random.key(0)))
     inputs = np.stack([blanked(b) for b in (3, 8, 5, 12, 9)])
 
     def jobs(rows, **settings):
-        r = inference.solve(model, w, inputs[rows], 2, Settings(settle=0, max_cycles=3, **settings),
+        r = engine.solve(model, w, inputs[rows], 2, Settings(settle=0, max_cycles=3, **settings),
                             draw_symmetry=DOMAIN.draw_symmetry)
         which = np.arange(5)[rows][r.jobs.puzzle]
         return {(int(p), int(k)): tokens for p, k, tokens in zip(which, r.jobs.restart, r.jobs.tokens)}
@@ -106,9 +110,9 @@ def test_every_system_of_the_family(arch, L):
     arch = config.Arch(**{"L_cycles": 2, "hidden_size": 8, "mlp_hidden_size": 8, "mixer_hidden_size": 8,
                           "puzzle_emb_ndim": 8, "puzzle_emb_len": 1, "forward_dtype": "float32", **arch})
     model = Model(arch, Shape(16, 6))
-    w = weights.Weights(*jax.jit(model.init)(jax.random.key(0)))
+    w = Weights(*jax.jit(model.init)(jax.random.key(0)))
     inputs = np.stack([blanked(b) for b in (3, 8, 5)])
-    r = inference.solve(model, w, inputs, L, Settings(max_cycles=3, settle=0, batch_size=2))
+    r = engine.solve(model, w, inputs, L, Settings(max_cycles=3, settle=0, batch_size=2))
     fixed = jax.jit(slots.unrolled, static_argnums=(0, 5))(
         model, w, jnp.asarray(inputs), jnp.zeros(3, jnp.int32), np.int32(3), L)
     np.testing.assert_array_equal(r.answers.tokens, fixed)
@@ -144,7 +148,7 @@ def test_several_devices_answer_the_same():
     mesh = distributed.data_mesh(jax.devices()[:4])
     w = jax.device_put(NOTHING, distributed.replicated(mesh))
     inputs = np.stack([blanked(b) for b in blanks])
-    one, four = (inference.solve(Scripted(), w, inputs, 2, Settings(settle=4, max_cycles=1000, batch_size=8), mesh=m)
+    one, four = (engine.solve(Scripted(), w, inputs, 2, Settings(settle=4, max_cycles=1000, batch_size=8), mesh=m)
                  for m in (None, mesh))
     for a, b in zip(one.answers, four.answers):
         np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -154,13 +158,13 @@ def test_several_devices_answer_the_same():
 
 
 def test_nothing_asked():
-    r = inference.solve(Scripted(), NOTHING, np.zeros((0, 16), np.uint8), 2)
+    r = engine.solve(Scripted(), NOTHING, np.zeros((0, 16), np.uint8), 2)
     assert len(r.jobs.puzzle) == len(r.begun) == r.core_calls == 0
 
 
 def test_progress_is_reported():
     seen = []
-    inference.solve(Scripted(), NOTHING, np.stack([blanked(b) for b in (1, 9, 2, 30)]), 2,
+    engine.solve(Scripted(), NOTHING, np.stack([blanked(b) for b in (1, 9, 2, 30)]), 2,
                     Settings(max_cycles=20, batch_size=2), report=lambda done, n: seen.append((done, n)))
     assert seen == sorted(seen) and seen[-1] == (4, 4)
 
@@ -179,14 +183,14 @@ def test_unrolled_is_the_plain_loop_at_any_depth_with_one_program():
 def table(*rows):
     """Jobs of (puzzle, restart, answer, verified, stop, residual, q_halt)."""
     puzzle, restart, answer, verified, stop, residual, q = zip(*rows)
-    stop = [inference.STOPS.index(s) for s in stop]
+    stop = [STOPS.index(s) for s in stop]
     since = 10 - np.array(restart)  # later restarts settle sooner
     return Jobs(np.array(puzzle), np.array(restart), np.array(answer, np.uint8)[:, None], np.array(verified),
                 np.array(stop), since + 4, since, np.array(residual), np.array(q, float))
 
 
 @pytest.mark.parametrize("by, chosen", [
-    (inference.ORDER, [3, 5, 9, -1]), (("residual",), [0, 5, 9, -1]), (("halting",), [1, 4, 7, -1]),
+    (ORDER, [3, 5, 9, -1]), (("residual",), [0, 5, 9, -1]), (("halting",), [1, 4, 7, -1]),
     (("vote",), [1, 6, 9, -1]), (("residual", "vote"), [0, 6, 9, -1]),
     (("settled",), [3, 8, 10, -1]), (("vote", "settled"), [2, 8, 10, -1])])
 def test_choice(by, chosen):
@@ -197,7 +201,7 @@ def test_choice(by, chosen):
         (1, 2, 3, False, "settled", 2e-5, 3),
         (2, 1, 9, False, "settled", 1e-2, 9), (1, 3, 3, False, "settled", 4e-5, 2), (2, 0, 8, False, "budget", 1e-3, 0),
         (2, 2, 8, False, "budget", 1e-3, 0), (2, 3, 7, False, "cancelled", 1e-9, 99))
-    assert inference.choose(jobs, 4, by).tolist() == chosen
+    assert choose(jobs, 4, by).tolist() == chosen
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -205,12 +209,12 @@ def test_choice(by, chosen):
     ({"vary": "luck"}, "vary = 'luck': must be one of"), ({"choose": ("best",)}, "choose = "),
     ({"restarts": 2, "vary": "cycle", "sigma": 0.0}, "sigma = 0.0: restarts that differ by noise")])
 def test_impossible_settings(wrong, message):
-    with pytest.raises(inference.InferenceError, match=message):
+    with pytest.raises(InferenceError, match=message):
         Settings(**wrong)
 
 
 def test_no_symmetries_to_draw():
-    with pytest.raises(inference.InferenceError, match="has no symmetries"):
+    with pytest.raises(InferenceError, match="has no symmetries"):
         run([1], restarts=2)
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trm_jax import losses
-from trm_jax.losses import IGNORE
+from trm_jax.training import losses
+from trm_jax.training.losses import IGNORE
 
 
 def np_stablemax(a, label):

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import checkpoints, config, distributed, evaluate, pictures, puzzles, report, solve, train
-from trm_jax.state import Data, System, Weights
+from trm_jax import config, puzzles
+from trm_jax.data.loading import Dataset
+from trm_jax.evaluation import tables
+from trm_jax.evaluation.evaluator import Evaluator
+from trm_jax.evaluation.scores import BEST, best, mark, score
+from trm_jax.inference import text_film
+from trm_jax.inference.solver import Solver, Trace
+from trm_jax.jobs import evaluate, train
+from trm_jax.models.network import Weights
+from trm_jax.reports import pictures, report
+from trm_jax.runtime import checkpoints, distributed
+from trm_jax.training.run_weights import best_metric
+from trm_jax.training.system import System
 
 MAZE = puzzles.get("maze", rows=4, cols=5)
 QUESTION = MAZE.encode("S    " " ## #" " # # " "    G")
@@ -18,24 +29,24 @@ LABEL = MAZE.solve(QUESTION[None]).labels[0]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tiny.dataset(tmp_path_factory.mktemp("data") / "maze", 32, 12, MAZE)
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "maze", 32, 12, MAZE)
 
 
 @pytest.fixture(scope="module")
 def result(folder):
     e = tiny.experiment(folder, data={"puzzle": "maze"})
-    data = Data.load(e)
+    data = Dataset.load(e)
     system, mesh = System(e, data.shape, 8), distributed.data_mesh(jax.devices()[:1])
     weights = jax.device_put(Weights(*jax.jit(system.model.init)(jax.random.key(0))), distributed.replicated(mesh))
-    return evaluate.Evaluator(system, data, mesh)(weights, 8, 2, lambda line: None)
+    return Evaluator(system, data, mesh)(weights, 8, 2, lambda line: None)
 
 
 def test_score_tells_exact_from_shortest():
     many = MAZE.generate(40, seed=0)
     other = MAZE.shortest_paths(many.inputs, np.random.default_rng(0))
     other[:4] = many.inputs[:4]  # no path at all
-    marks = evaluate.mark(MAZE, many.inputs.astype(np.int32), many.labels.astype(np.int32), other)
-    figures = evaluate.score(marks, np.ones(40, bool))
+    marks = mark(MAZE, many.inputs.astype(np.int32), many.labels.astype(np.int32), other)
+    figures = score(marks, np.ones(40, bool))
     exact = (other == many.labels).all(axis=1).mean()
     assert figures["exact_accuracy"] == exact < figures["verified"] == 0.9
     assert figures["verdict"] == {"kept": 1.0, "path": 0.9, "shortest": 0.9}
@@ -44,7 +55,7 @@ def test_score_tells_exact_from_shortest():
 def test_the_table_names_the_shortest_path(result):
     assert result["verified_as"] == "shortest path" and json.loads(json.dumps(result)) == result
     result["figures"][-1] |= {"exact_accuracy": 0.25, "verified": 0.75}
-    lines = evaluate.table(result).splitlines()
+    lines = tables.table(result).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("  H_test"))
     head, row = lines[at], lines[at + len(result["figures"])]
     names = re.split(r"\s{2,}", head.strip())
@@ -52,7 +63,7 @@ def test_the_table_names_the_shortest_path(result):
     assert row.split()[2] == "25.00" and row.split()[4] == "75.00" and len(row) == len(head)
     sources = {"a": {"n": 2, "exact_accuracy": 0.5, "settled": 0.0, "verified": 1.0}}
     result["figures"][-1]["by_source"] = sources | {"b": sources["a"]}
-    assert "exact, shortest path by source at H_test 3: a 50.00, 100.00 (n 2)" in evaluate.table(result)
+    assert "exact, shortest path by source at H_test 3: a 50.00, 100.00 (n 2)" in tables.table(result)
 
 
 def write(folder, result):
@@ -79,15 +90,15 @@ def test_reports_and_charts_have_both(result, tmp_path, capsys):
 
 def test_with_fresh_labels_the_best_checkpoint_has_most_shortest_paths(folder, tmp_path):
     e = tiny.experiment(folder, data={"puzzle": "maze", "labels": "random_path", "augment": True}, total_steps=2)
-    assert evaluate.best_metric(e) == "verified"
+    assert best_metric(e) == "verified"
     result = train.train(e, tmp_path / "run")
-    assert evaluate.best(result, "verified") == result["figures"][-1]["verified"]
+    assert best(result, "verified") == result["figures"][-1]["verified"]
     with checkpoints.Checkpointer(tmp_path / "run", best_metric="verified", read_only=True) as reader:
         assert reader.best_step() == 2
     again = evaluate.evaluate(e, tmp_path / "run", note=lambda line: None)
     assert again["figures"] == result["figures"]
     plain = config.parse(tiny.merge(config.to_json(e), {"data": {"labels": "fixed"}}))
-    assert evaluate.best_metric(plain) == evaluate.BEST
+    assert best_metric(plain) == BEST
 
 
 def test_a_maze_run_ends_bit_for_bit_where_it_would_have(folder, tmp_path):
@@ -99,7 +110,7 @@ def test_a_maze_run_ends_bit_for_bit_where_it_would_have(folder, tmp_path):
     with tiny.interrupted_after(3):
         train.train(e, tmp_path / "killed")
     assert train.train(e, tmp_path / "killed")["figures"] == whole["figures"]
-    fresh = System(e, Data.load(e).shape, 4).init_state()
+    fresh = System(e, Dataset.load(e).shape, 4).init_state()
     states = []
     for name in ("whole", "killed"):
         with checkpoints.Checkpointer(tmp_path / name, best_metric="verified", read_only=True) as reader:
@@ -111,7 +122,7 @@ def test_a_maze_run_ends_bit_for_bit_where_it_would_have(folder, tmp_path):
 
 
 def test_an_answer_says_what_is_wrong_with_it():
-    solver = solve.Solver(None, MAZE, Weights({}, {}, None), L=1)
+    solver = Solver(None, MAZE, Weights({}, {}, None), L=1)
     right = solver.judge(QUESTION, LABEL, "settled", 7, 3)
     assert right.verified and right.reason == "" and right.text == MAZE.decode(LABEL)
     open_end = np.where(np.arange(20) == np.flatnonzero(LABEL == 5)[-1], 2, LABEL)
@@ -126,16 +137,16 @@ def test_an_answer_says_what_is_wrong_with_it():
 @pytest.fixture
 def trace():
     first = np.where(np.arange(20) == 6, 2, QUESTION)  # opened a wall
-    return solve.Trace(QUESTION, np.stack([first, LABEL, LABEL]).astype(np.uint8), np.full((3, 20), .9, np.float32),
+    return Trace(QUESTION, np.stack([first, LABEL, LABEL]).astype(np.uint8), np.full((3, 20), .9, np.float32),
                        np.array([.5, .2, .1], np.float32))
 
 
 def test_frames(trace):
-    plain = solve.frames(MAZE, trace, color=False)
+    plain = text_film.frames(MAZE, trace, color=False)
     assert [frame.splitlines()[1] for frame in plain] == [" ", " 1 changed, not solved", " 7 changed, verified"]
     assert plain[1].count("*") == 1 and plain[2].count("*") == 7 and "\x1b" not in "".join(plain)
-    assert "\x1b[1;32m" in solve.frames(MAZE, trace, color=True)[2]
-    assert "verified" in solve.side_by_side(plain, 80)
+    assert "\x1b[1;32m" in text_film.frames(MAZE, trace, color=True)[2]
+    assert "verified" in text_film.side_by_side(plain, 80)
 
 
 def test_strip(trace, tmp_path):

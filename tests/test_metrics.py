@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from trm_jax.metrics import MetricWriter, Progress, clock, format_progress, human_flops, write_json
+from trm_jax.runtime.files import write_json
+from trm_jax.runtime.metrics import MetricWriter
+from trm_jax.runtime.progress import Progress, format_progress
+from trm_jax.runtime.text import clock, human_flops
 
 
 def records(folder) -> list[dict]:

@@ -10,8 +10,9 @@ import pytest
 
 from trm_jax import recursion
 from trm_jax.config import Arch
+from trm_jax.data.shape import Shape
 from trm_jax.models import layers
-from trm_jax.models.network import Model, Shape, prefix_len
+from trm_jax.models.network import Model, prefix_len
 
 SHAPES = {"sudoku": Shape(81, 11), "maze": Shape(900, 6), "arc": Shape(900, 12, 1000)}
 MLP = Arch(hidden_size=512, puzzle_emb_ndim=512, puzzle_emb_len=16, forward_dtype="float32")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trm_jax import optimizers
 from trm_jax.config import Experiment
-from trm_jax.curriculum import Curriculum
+from trm_jax.training import optimizers
+from trm_jax.training.curriculum import Curriculum
 
 STEPS = 8
 BASE = Experiment(lr=0.1, weight_decay=0.3, lr_warmup_steps=2, grad_clip_norm=0.0, beta1=0.8, beta2=0.9, adam_eps=1e-3,

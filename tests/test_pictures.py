@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tests.test_report import write
-from trm_jax import pictures, puzzles, report, solve
+from trm_jax import puzzles
+from trm_jax.inference import solver
+from trm_jax.reports import pictures, report
 
 DOMAIN = puzzles.get("sudoku", seq_len=16)
 GRID = DOMAIN.encode("1234 3412 2143 4321")
@@ -44,7 +46,7 @@ def test_strip_marks_clues_wrong_and_changed(tmp_path):
     inputs = np.where(np.arange(16) < 4, GRID, 1).astype(np.uint8)
     first, second = GRID.copy(), GRID.copy()
     first[0], first[9] = 3, 5  # a clue that was changed, and a cell
-    trace = solve.Trace(inputs, np.stack([first, second, second]), np.full((3, 16), 0.9, np.float32), np.ones(3))
+    trace = solver.Trace(inputs, np.stack([first, second, second]), np.full((3, 16), 0.9, np.float32), np.ones(3))
     figure = pictures.strip(DOMAIN, trace, "title", solution=GRID)
     one, two = figure.axes[:2]
     assert [ax.get_title() for ax in figure.axes] == ["cycle 1", "cycle 2"]
@@ -62,7 +64,7 @@ def test_strip_marks_clues_wrong_and_changed(tmp_path):
 
 def test_the_surer_the_darker(tmp_path):
     sure = np.linspace(0.2, 1, 16, dtype=np.float32)[None]
-    figure = pictures.strip(DOMAIN, solve.Trace(np.ones(16, np.uint8), GRID[None], sure, np.ones(1)), "title")
+    figure = pictures.strip(DOMAIN, solver.Trace(np.ones(16, np.uint8), GRID[None], sure, np.ones(1)), "title")
     light = [sum(colour[:3]) for colour in colours(figure.axes[0])]
     assert light == sorted(light, reverse=True) and light[0] > light[-1] + 0.5
     pictures.save(figure, tmp_path / "s.png")

@@ -12,8 +12,8 @@ import pytest
 
 from trm_jax import puzzles
 from trm_jax.data import __main__ as cli
-from trm_jax.data import pipeline, store
-from trm_jax.data.store import DatasetError
+from trm_jax.data import dataset, pipeline
+from trm_jax.data.dataset import DatasetError
 
 SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
 
@@ -24,7 +24,7 @@ def numbered(puzzle_sizes, group_sizes=None, vocab_size=251):
     tokens = np.zeros((count, 3), np.uint8)
     tokens[:, 0], tokens[:, 1] = np.arange(count) // 250, np.arange(count) % 250
     group_sizes = [1] * P if group_sizes is None else group_sizes
-    return store.make_split(tokens, tokens, vocab_size=vocab_size, puzzle_identifiers=np.arange(P),
+    return dataset.make_split(tokens, tokens, vocab_size=vocab_size, puzzle_identifiers=np.arange(P),
                             num_puzzle_identifiers=P, puzzle_indices=np.cumsum([0, *puzzle_sizes]),
                             group_indices=np.cumsum([0, *group_sizes]))
 
@@ -37,7 +37,7 @@ def numbers(batch):
 def sudoku():
     inputs, labels, _ = SUDOKU4.generate(150, seed=2)
     labels[:, 3] = 0  # an ignored cell
-    return store.make_split(inputs, labels, vocab_size=6)
+    return dataset.make_split(inputs, labels, vocab_size=6)
 
 
 def take(split, n, domain=None, state=None, **how):
@@ -197,7 +197,7 @@ def test_shards_are_slices_of_the_global_batch(sudoku, case, size, count):
 
 
 def test_augmentation_is_fresh_and_right(sudoku):
-    split = store.make_split(sudoku.inputs, np.where(sudoku.labels == 0, 2, sudoku.labels), vocab_size=6)
+    split = dataset.make_split(sudoku.inputs, np.where(sudoku.labels == 0, 2, sudoku.labels), vocab_size=6)
     taken, _ = take(sudoku, 4, SUDOKU4, global_batch_size=150, seed=0)
     for batch in taken:
         filled = np.where(batch["labels"] == -100, 1, batch["labels"])
@@ -292,10 +292,10 @@ SHARD = """
 import itertools, sys
 import numpy as np
 from trm_jax import puzzles
-from trm_jax.data import pipeline, store
+from trm_jax.data import dataset, pipeline
 path, out, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
-domain = puzzles.get(**store.load_provenance(path)["puzzle"])
-batches = pipeline.train_batches(store.load(path, "train"), domain, augment=True, global_batch_size=20, seed=1,
+domain = puzzles.get(**dataset.load_provenance(path)["puzzle"])
+batches = pipeline.train_batches(dataset.load(path, "train"), domain, augment=True, global_batch_size=20, seed=1,
                                  process_index=index, process_count=2)
 np.save(out, np.stack([b["inputs"] for b in itertools.islice(batches, 6)]))
 """  # ends without close(): the thread must not hold the process, nor complain
@@ -310,7 +310,7 @@ def test_two_processes_read_disjoint_shards(tmp_path):
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0 and err == ""
     parts = [np.load(tmp_path / f"{i}.npy") for i in range(2)]  # [6, 10, S] each
-    whole, _ = take(store.load(folder, "train"), 6, SUDOKU4, global_batch_size=20, seed=1)
+    whole, _ = take(dataset.load(folder, "train"), 6, SUDOKU4, global_batch_size=20, seed=1)
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), np.stack([b["inputs"] for b in whole]))
 
 

@@ -12,11 +12,15 @@ import safetensors.numpy
 
 from tests import tiny
 from tests.golden.check import DEEP, FOLDER, MODULES
-from trm_jax import config, solve, weights
-from trm_jax.models import pretrained, recognise, torch_files
-from trm_jax.models.network import Model, Shape
-from trm_jax.models.pretrained import PretrainedError
-from trm_jax.models.torch_files import FileError
+from trm_jax import config
+from trm_jax.data.shape import Shape
+from trm_jax.inference import solver
+from trm_jax.jobs import evaluate
+from trm_jax.models.network import Model, Weights
+from trm_jax.weights import published as pub
+from trm_jax.weights import published_names, published_systems, torch_files, weights_file
+from trm_jax.weights.published_names import PretrainedError
+from trm_jax.weights.torch_files import FileError
 
 SYSTEMS = {"rsm_att": "RSM", "rsm_mlp": "RSM", "trm_att": "TRM", "trm_mlp": "TRM", "trm_single_z": "TRM",
            "trm_multi_z": "TRM", "hrm": "HRM"}
@@ -53,13 +57,13 @@ def there_and_back(path, name, extras=None):
     torch_files.write(path, theirs, extras)
     contents = torch_files.read(path)
     assert_same(contents.weights, theirs)
-    found = recognise.infer(contents.weights, told(published))
-    ours = pretrained.from_published(contents.weights, found.arch, found.shape)
-    back = pretrained.state_dict(*ours, found.arch, prefix=pretrained.prefix_of(found.arch))
+    found = published_systems.infer(contents.weights, told(published))
+    ours = published_names.from_published(contents.weights, found.arch, found.shape)
+    back = published_names.state_dict(*ours, found.arch, prefix=published_names.prefix_of(found.arch))
     torch_files.write(path, back, extras)
     again = torch_files.read(path)
     assert_same(again.weights, theirs)
-    tiny.assert_identical(pretrained.from_published(again.weights, found.arch, found.shape), ours)
+    tiny.assert_identical(published_names.from_published(again.weights, found.arch, found.shape), ours)
     return again
 
 
@@ -102,10 +106,10 @@ def test_starts_in_16_bits_stay_exact(tmp_path):
     theirs[start] = theirs[start].astype(ml_dtypes.bfloat16)
     torch_files.write(tmp_path / "w.safetensors", theirs)
     read = torch_files.read(tmp_path / "w.safetensors").weights
-    found = recognise.infer(read, told(published) | {"forward_dtype": "bfloat16"})
-    ours = pretrained.from_published(read, found.arch, found.shape)
+    found = published_systems.infer(read, told(published) | {"forward_dtype": "bfloat16"})
+    ours = published_names.from_published(read, found.arch, found.shape)
     assert ours[1]["H_init"].dtype == np.float32
-    assert_same(pretrained.state_dict(*ours, found.arch, prefix="_orig_mod.model.inner."), theirs)
+    assert_same(published_names.state_dict(*ours, found.arch, prefix="_orig_mod.model.inner."), theirs)
 
 
 # What a file is taken for.
@@ -114,7 +118,7 @@ def test_starts_in_16_bits_stay_exact(tmp_path):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_config_is_inferred(name):
     published, theirs = golden(name)
-    found = recognise.infer(theirs, told(published))
+    found = published_systems.infer(theirs, told(published))
     arch = {"expansion": published["expansion"], **{k: published[k] for k in (
         "hidden_size", "L_layers", "puzzle_emb_ndim", "pos_encodings", "mlp_t") if k in published}}
     if SYSTEMS[name] == "RSM":
@@ -129,12 +133,12 @@ def test_the_config_is_inferred(name):
 
 def test_the_grid_of_mlp_t_comes_from_its_width():
     published, theirs = golden("trm_mlp")
-    found = recognise.infer(theirs, {"puzzle_emb_len": 3, "num_heads": 2})
+    found = published_systems.infer(theirs, {"puzzle_emb_len": 3, "num_heads": 2})
     assert found.shape.seq_len == 9 and found.origins["seq_len"] == "the weights"
-    found = recognise.infer(theirs, {"seq_len": 9, "num_heads": 2})
+    found = published_systems.infer(theirs, {"seq_len": 9, "num_heads": 2})
     assert found.arch.puzzle_emb_len == 3 and found.origins["puzzle_emb_len"] == "an option"
     with pytest.raises(PretrainedError, match="vocabulary 11, sequence 12, prefix 16.*give seq_len"):
-        recognise.infer(theirs, {})
+        published_systems.infer(theirs, {})
 
 
 @pytest.mark.parametrize("file", ["rsm_sudoku", "trm_mlp_sudoku", "trm_att_sudoku", "hrm_sudoku", "direct_sudoku"])
@@ -144,10 +148,10 @@ def test_published_experiments_are_recognised(file):
     shape = Shape(81, 11, 1)
     hollow = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
                           jax.eval_shape(Model(e.arch, shape).init, jax.random.key(0)))
-    theirs = pretrained.state_dict(*hollow, e.arch)
+    theirs = published_names.state_dict(*hollow, e.arch)
     if not e.arch.tie_head:
         theirs["lm_head.weight"] = theirs["lm_head.weight"] + 1  # not the embedding
-    found = recognise.infer(theirs)
+    found = published_systems.infer(theirs)
     assert found.shape == shape
     names = ["recursion", "H_layers", "L_layers", "hidden_size", "num_heads", "mlp_hidden_size", "mixer_hidden_size",
              "mlp_t", "pos_encodings", "mixer_norm_axis", "puzzle_emb_ndim", "puzzle_emb_len", "tie_head",
@@ -162,15 +166,15 @@ def test_saved_configs_are_believed_but_options_more(tmp_path):
     published, theirs = golden("trm_att")
     arch = {"num_heads": 4, "H_cycles": 5, "L_cycles": 4, "puzzle_emb_len": 3, "name": "x", "loss": {"name": "y"}}
     (tmp_path / "all_config.yaml").write_text(json.dumps({"arch": arch, "lr": 1e-4}))  # JSON is YAML
-    saved = recognise.saved_config(tmp_path / "step_1", {})
-    found = recognise.infer(theirs, {"num_heads": 2}, saved)
+    saved = published_systems.saved_config(tmp_path / "step_1", {})
+    found = published_systems.infer(theirs, {"num_heads": 2}, saved)
     assert (found.arch.num_heads, found.arch.H_cycles, found.arch.L_cycles) == (2, 5, 4)
     assert (found.origins["num_heads"], found.origins["H_cycles"]) == ("an option", "the saved config")
-    rsm = recognise.saved_config("elsewhere/x", {"config": {"arch": arch}, "active_H": 8, "active_L": 12})
+    rsm = published_systems.saved_config("elsewhere/x", {"config": {"arch": arch}, "active_H": 8, "active_L": 12})
     assert (rsm["H_cycles"], rsm["L_cycles"]) == (8, 12)
     (tmp_path / "all_config.yaml").write_text("arch: !!python/object/apply:os.system ['true']")
     with pytest.raises(PretrainedError, match="all_config.yaml cannot be read"):
-        recognise.saved_config(tmp_path / "step_1", {})
+        published_systems.saved_config(tmp_path / "step_1", {})
 
 
 # What does not fit.
@@ -178,14 +182,14 @@ def test_saved_configs_are_believed_but_options_more(tmp_path):
 
 def test_every_weight_that_does_not_fit_is_named():
     published, theirs = golden("hrm")
-    bare = pretrained.strip_prefixes(theirs)
-    found = recognise.infer(theirs, told(published))
+    bare = published_names.strip_prefixes(theirs)
+    found = published_systems.infer(theirs, told(published))
     bare["extra.weight"] = bare.pop("q_head.bias")
     bare["H_init"] = bare["H_init"][:-1]
     bare["lm_head.weight"] = bare["lm_head.weight"].astype(np.int32)
     del bare["H_level.layers.1.mlp.down_proj.weight"]
     with pytest.raises(PretrainedError) as caught:
-        pretrained.from_published(bare, found.arch, found.shape)
+        published_names.from_published(bare, found.arch, found.shape)
     for line in ("only in the file: extra.weight float32[2]", "only in the model: q_head.bias [2]",
                  "differs: H_init is float32[15] in the file, [16] in the model",
                  "differs: lm_head.weight is int32[11, 16] in the file, must be floating-point",
@@ -196,22 +200,22 @@ def test_every_weight_that_does_not_fit_is_named():
 
 def test_a_tied_head_must_be_the_embedding():
     published, theirs = golden("rsm_mlp")
-    found = recognise.infer(theirs, told(published))
+    found = published_systems.infer(theirs, told(published))
     assert found.arch.tie_head
     theirs["model.lm_head.weight"] = theirs["model.lm_head.weight"] + 1
-    assert not recognise.infer(theirs, told(published)).arch.tie_head
+    assert not published_systems.infer(theirs, told(published)).arch.tie_head
     with pytest.raises(PretrainedError, match="lm_head.weight is not the token embedding"):
-        pretrained.from_published(theirs, found.arch, found.shape)
+        published_names.from_published(theirs, found.arch, found.shape)
 
 
 def test_foreign_weights_are_refused():
     with pytest.raises(PretrainedError, match="not weights of HRM, TRM or RSM.*there are conv1.weight"):
-        recognise.infer({"conv1.weight": np.zeros((2, 2))})
+        published_systems.infer({"conv1.weight": np.zeros((2, 2))})
     with pytest.raises(PretrainedError, match="twice, under several prefixes: , model."):
-        pretrained.strip_prefixes({"a": np.zeros(1), "model.a": np.zeros(1)})
+        published_names.strip_prefixes({"a": np.zeros(1), "model.a": np.zeros(1)})
     _, theirs = golden("trm_att")
     with pytest.raises(config.ConfigError, match="arch.num_heads = 3: must divide"):
-        recognise.infer(theirs, {"num_heads": 3})
+        published_systems.infer(theirs, {"num_heads": 3})
 
 
 class Evil:
@@ -225,7 +229,7 @@ def test_files_that_want_to_run_code_are_refused_in_one_line(tmp_path, protocol,
     torch.save({"model_state": Evil()}, tmp_path / "new", pickle_protocol=protocol)
     torch.save(Evil(), tmp_path / "old", pickle_protocol=2, _use_new_zipfile_serialization=False)
     for name in ("new", "old"):
-        assert pretrained.main(["show", str(tmp_path / name)]) == 2
+        assert pub.main(["show", str(tmp_path / name)]) == 2
         out, error = capsys.readouterr()
         assert "run by a file" not in out + error
         assert error.count("\n") == 1 and "and is refused: only tensors and plain values are read" in error
@@ -234,7 +238,7 @@ def test_files_that_want_to_run_code_are_refused_in_one_line(tmp_path, protocol,
     (tmp_path / "pickle").write_bytes(pickle.dumps(Evil(), protocol))
     (tmp_path / "text").write_text("no weights")
     for name in ("cut", "pickle", "text"):
-        assert pretrained.main(["show", str(tmp_path / name)]) == 2
+        assert pub.main(["show", str(tmp_path / name)]) == 2
         out, error = capsys.readouterr()
         assert "run by a file" not in out + error and error.count("\n") == 1
 
@@ -242,7 +246,7 @@ def test_files_that_want_to_run_code_are_refused_in_one_line(tmp_path, protocol,
 def test_without_torch_its_files_are_refused_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     (tmp_path / "step_1").write_bytes(pickle.dumps(Evil()))
-    assert pretrained.main(["show", str(tmp_path / "step_1")]) == 2
+    assert pub.main(["show", str(tmp_path / "step_1")]) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1 and "pip install 'trm_jax[torch]'" in error
 
@@ -259,47 +263,47 @@ def sudoku():
     e = config.parse({"arch": arch})
     shape = Shape(16, 6, 1)
     made = jax.jit(Model(e.arch, shape).init)(jax.random.key(0))
-    return weights.Export(e, shape, {"name": "sudoku", "box_rows": 2, "box_cols": 2}, weights.Weights(*made), {
+    return weights_file.Export(e, shape, {"name": "sudoku", "box_rows": 2, "box_cols": 2}, Weights(*made), {
         "parameters": "EMA", "step": 3, "total_steps": 9, "L": 6, "evaluation": None, "dtype": "float32",
         "versions": {}})
 
 
 def test_from_ours_to_theirs_and_back_on_the_command_line(tmp_path, sudoku, capsys):
     ours, theirs, again = (str(tmp_path / f"{name}.safetensors") for name in ("ours", "step_3", "again"))
-    weights.save(ours, sudoku, "float32")
-    assert pretrained.main(["export", ours, "--out", theirs]) == 0
+    weights_file.save(ours, sudoku, "float32")
+    assert pub.main(["export", ours, "--out", theirs]) == 0
     assert "'_orig_mod.model.inner.'" in capsys.readouterr().out
     assert "_orig_mod.model.inner.L_level.layers.1.mlp.down_proj.weight" in safetensors.numpy.load_file(theirs)
 
     known = ["--seq_len=16"]
-    assert pretrained.main(["show", theirs, *known, "--num_heads=4"]) == 0
+    assert pub.main(["show", theirs, *known, "--num_heads=4"]) == 0
     out = capsys.readouterr().out
     assert "taken for TRM" in out and "an option:            num_heads 4, seq_len 16" in out
     assert "the saved config:     H_cycles 3" in out, "an export tells what weights do not"
-    assert pretrained.main(["import", theirs, "--out", again, *known]) == 2
+    assert pub.main(["import", theirs, "--out", again, *known]) == 2
     assert "give puzzle" in capsys.readouterr().err, "mazes of 4x4 have as many cells and tokens"
-    assert pretrained.main(["import", theirs, "--out", again, *known, "--puzzle=sudoku"]) == 0
-    loaded = weights.load(again)
+    assert pub.main(["import", theirs, "--out", again, *known, "--puzzle=sudoku"]) == 0
+    loaded = weights_file.load(again)
     tiny.assert_identical(loaded.weights, sudoku.weights)
     assert loaded.experiment.arch == sudoku.experiment.arch and loaded.puzzle == sudoku.puzzle
     assert (loaded.metadata["step"], loaded.metadata["L"]) == (3, 6)
-    answers = [solve.Solver.load(path).solve(["1..." + 12 * "."], max_steps=2)[0].text for path in (ours, again)]
+    answers = [solver.Solver.load(path).solve(["1..." + 12 * "."], max_steps=2)[0].text for path in (ours, again)]
     assert answers[0] == answers[1] != ""
 
     tied = {"tie_head": True, "mlp_norm_axis": "token"}
     arch = dataclasses.replace(sudoku.experiment.arch, **tied)
-    assert pretrained.deviations(sudoku.experiment.arch) == []
-    assert pretrained.deviations(arch) == ["arch.mlp_norm_axis = 'token'", "arch.tie_head = True"]
+    assert published_names.deviations(sudoku.experiment.arch) == []
+    assert published_names.deviations(arch) == ["arch.mlp_norm_axis = 'token'", "arch.tie_head = True"]
     by_row_and_column = dataclasses.replace(sudoku.experiment.arch, rope_columns=4)
-    assert pretrained.deviations(by_row_and_column) == ["arch.rope_columns = 4"]
-    assert pretrained.main(["export", ours, "--out", theirs, "--prefix", ""]) == 0
+    assert published_names.deviations(by_row_and_column) == ["arch.rope_columns = 4"]
+    assert pub.main(["export", ours, "--out", theirs, "--prefix", ""]) == 0
     assert "L_init" in safetensors.numpy.load_file(theirs)
-    assert pretrained.main(["import", again, "--out", ours]) == 2
+    assert pub.main(["import", again, "--out", ours]) == 2
     assert "is a file of trm_jax.weights already" in capsys.readouterr().err
 
 
 def test_with_a_config_all_is_the_experiments(tmp_path, sudoku, capsys):
-    data = tiny.dataset(tmp_path / "data")
+    data = tiny.make_dataset(tmp_path / "data")
     raw = config.to_json(sudoku.experiment) | {"lr": 0.5, "curriculum_L_milestones": [], "data": {"path": str(data)}}
     (tmp_path / "x.py").write_text(
         "from trm_jax import config\n"
@@ -307,15 +311,15 @@ def test_with_a_config_all_is_the_experiments(tmp_path, sudoku, capsys):
         "    if variant: raise ValueError('x has no variant')\n"
         f"    return config.to_config_dict(config.parse({raw!r}))\n")
     theirs, ours = str(tmp_path / "w.safetensors"), str(tmp_path / "ours.safetensors")
-    torch_files.write(theirs, pretrained.state_dict(*sudoku.weights, sudoku.experiment.arch))
-    assert pretrained.main(["import", theirs, "--out", ours, f"--config={tmp_path / 'x.py'}"]) == 0
-    loaded = weights.load(ours)
+    torch_files.write(theirs, published_names.state_dict(*sudoku.weights, sudoku.experiment.arch))
+    assert pub.main(["import", theirs, "--out", ours, f"--config={tmp_path / 'x.py'}"]) == 0
+    loaded = weights_file.load(ours)
     tiny.assert_identical(loaded.weights, sudoku.weights)
     assert loaded.experiment == config.parse(raw) and loaded.metadata["source"]["file"] == theirs
-    result = weights.evaluate_file(config.parse(raw), tmp_path / "run", ours, lambda _: None)
+    result = evaluate.evaluate_file(config.parse(raw), tmp_path / "run", ours, lambda _: None)
     assert result["parameters"] == "published"
-    assert pretrained.main(["import", theirs, "--out", ours, f"--config={tmp_path / 'x.py'}", "--L_cycles=2"]) == 0
-    assert weights.load(ours).metadata["L"] == 2
+    assert pub.main(["import", theirs, "--out", ours, f"--config={tmp_path / 'x.py'}", "--L_cycles=2"]) == 0
+    assert weights_file.load(ours).metadata["L"] == 2
     capsys.readouterr()
-    assert pretrained.main(["import", theirs, "--out", ours, f"--config={tmp_path / 'x.py'}:fast"]) == 2
+    assert pub.main(["import", theirs, "--out", ours, f"--config={tmp_path / 'x.py'}:fast"]) == 2
     assert "x has no variant" in capsys.readouterr().err

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import checkpoints, distributed, evaluate, puzzle_table, train
-from trm_jax.models.network import Shape
-from trm_jax.state import System, Weights
-from trm_jax.supervision import Batch
+from trm_jax.data.shape import Shape
+from trm_jax.evaluation.unroll import answers_at
+from trm_jax.models.network import Weights
+from trm_jax.runtime import checkpoints, distributed
+from trm_jax.training import puzzle_table
+from trm_jax.training import step as step_lib
+from trm_jax.training.run_weights import load_weights
+from trm_jax.training.supervision import Batch
+from trm_jax.training.system import System
 
 ROWS, B, STEPS = 4099, 16, 3
 
@@ -32,9 +37,9 @@ def batch(seed):
 
 def trained(system, devices):
     mesh = distributed.data_mesh(jax.devices()[:devices])
-    state = train.place(system, mesh)
+    state = step_lib.place(system, mesh)
     state = state._replace(table=jax.device_put(start(), state.table.sharding))
-    step = train.make_step(system, mesh, 2)
+    step = step_lib.make_step(system, mesh, 2)
     for seed in range(STEPS):
         state, sums = step(state, Batch(**distributed.put_batch(mesh, batch(seed))))
     return state, sums
@@ -76,12 +81,12 @@ def test_a_checkpoint_goes_from_eight_devices_to_one_and_back(system, eight, tmp
     with checkpoints.Checkpointer(tmp_path) as saver:
         saver.save(STEPS, state, {})
         saver.wait()
-        alone = saver.restore(train.place(system, distributed.data_mesh(jax.devices()[:1])))[0]
-        again = saver.restore(train.place(system, distributed.data_mesh()))[0]
+        alone = saver.restore(step_lib.place(system, distributed.data_mesh(jax.devices()[:1])))[0]
+        again = saver.restore(step_lib.place(system, distributed.data_mesh()))[0]
     tiny.assert_identical(jax.device_get(alone._replace(key=())), jax.device_get(state._replace(key=())))
     tiny.assert_identical(again, state)
     assert again.table.sharding == state.table.sharding
-    weights, step = evaluate.load_weights(system, tmp_path, distributed.data_mesh())
+    weights, step = load_weights(system, tmp_path, distributed.data_mesh())
     assert step == STEPS and weights.table.sharding == state.table.sharding
     np.testing.assert_array_equal(weights.table, state.table)
 
@@ -94,7 +99,7 @@ def test_answers_are_the_same_from_a_split_table(system, eight):
         places = puzzle_table.weights_shardings(system.model, mesh)
         weights = Weights(*(jax.device_put(a, place) for a, place in zip(system.weights(eight[0]), places)))
         placed = distributed.put_batch(mesh, tokens)
-        answers.append(evaluate.answers_at(system.model, mesh, weights, placed["inputs"], placed["puzzle_identifiers"],
+        answers.append(answers_at(system.model, mesh, weights, placed["inputs"], placed["puzzle_identifiers"],
                                            np.array([1, 3], np.int32), 2))
     assert answers[1].tokens.shape == (2, B, 16) and len(np.unique(answers[1].tokens)) > 1
     np.testing.assert_array_equal(answers[0].tokens, answers[1].tokens)
@@ -105,8 +110,8 @@ def test_nothing_of_the_tables_size_is_made_or_sent(system, devices):
     """The compiled step has it as argument and result, which are one; memory for all else is far smaller."""
     mesh, rows = distributed.data_mesh(jax.devices()[:devices]), 131_101
     system = System(system.experiment, Shape(16, 6, rows), STEPS)
-    compiled = train.make_step(system, mesh, 2).lower(
-        train.place(system, mesh), Batch(**distributed.put_batch(mesh, batch(0)))).compile()
+    compiled = step_lib.make_step(system, mesh, 2).lower(
+        step_lib.place(system, mesh), Batch(**distributed.put_batch(mesh, batch(0)))).compile()
     memory, table = compiled.memory_analysis(), rows * 16 * 4 // devices
     assert memory.temp_size_in_bytes < table / 4
     assert memory.alias_size_in_bytes >= table

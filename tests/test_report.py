@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trm_jax import report
+from trm_jax.reports import report
 
 
 def write(folder, exact: dict[int, float], name="step_10.json", finished="2026-01-01T00:00:00", **more):

@@ -8,21 +8,29 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import distributed, evaluate, inference, pictures, scaling, weights
+from trm_jax.data.loading import Dataset
+from trm_jax.evaluation.evaluator import Evaluator
+from trm_jax.inference import engine
+from trm_jax.inference.settings import Settings
+from trm_jax.models.network import Weights
 from trm_jax.puzzles import puzzle_of
 from trm_jax.puzzles.sudoku import Sudoku
-from trm_jax.scaling import Settings
-from trm_jax.state import Data, System, Weights
+from trm_jax.reports import pictures, scaling
+from trm_jax.reports.scaling import Sweep
+from trm_jax.runtime import distributed
+from trm_jax.runtime.text import percent
+from trm_jax.training.system import System
+from trm_jax.weights import weights_file
 
-SMALL = Settings(H=(1, 2, 5), L=(1, 2), restarts=(1, 3), examples=9, settle=100, vary="start", sigma=1.0, batch_size=4)
+SMALL = Sweep(H=(1, 2, 5), L=(1, 2), restarts=(1, 3), examples=9, settle=100, vary="start", sigma=1.0, batch_size=4)
 
 
-def export(folder, **changes) -> weights.Export:
+def export(folder, **changes) -> weights_file.Export:
     e = tiny.experiment(folder, **changes)
-    data = Data.load(e)
+    data = Dataset.load(e)
     system = System(e, data.shape, 8)
     found = Weights(*jax.jit(system.model.init)(jax.random.key(2)))
-    return weights.Export(e, data.shape, puzzle_of(data.domain), found, {
+    return weights_file.Export(e, data.shape, puzzle_of(data.domain), found, {
         "parameters": "EMA", "step": 8, "total_steps": 8, "L": e.arch.L_cycles, "dtype": "float32", "evaluation": None,
         "versions": {}})
 
@@ -30,10 +38,10 @@ def export(folder, **changes) -> weights.Export:
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """(subject, settings): an untrained network, some labels being its own answers; puzzles with those are right."""
-    folder = tiny.dataset(tmp_path_factory.mktemp("data") / "sudoku4", train=16, test=13)
+    folder = tiny.make_dataset(tmp_path_factory.mktemp("data") / "sudoku4", train=16, test=13)
     subject, settings = scaling.subject(export(folder), "", SMALL)
-    s = dataclasses.replace(inference.Settings(), settle=0)
-    own, other = (inference.solve(subject.system.model, subject.weights, subject.data.test.inputs, 2,
+    s = Settings(settle=0)
+    own, other = (engine.solve(subject.system.model, subject.weights, subject.data.test.inputs, 2,
                                   dataclasses.replace(s, max_cycles=H)).answers.tokens for H in (5, 2))
     labels = np.array(subject.data.test.labels)
     labels[::3], labels[1::3] = own[::3], other[1::3]
@@ -49,14 +57,14 @@ def asked():
 
 @pytest.fixture(scope="module")
 def result(given, asked):
-    solve = inference.solve
+    solve = engine.solve
 
     def spy(model, w, inputs, L, settings, **more):
         results = solve(model, w, inputs, L, settings, **more)
         asked.append((np.array(inputs), settings, results))
         return results
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "solve", spy)
+        patch.setattr(engine, "solve", spy)
         return scaling.measure(*given, lambda line: None)
 
 
@@ -71,7 +79,7 @@ def test_the_grid_is_the_evaluators(given, result):
         e = dataclasses.replace(subject.system.experiment.eval, L_test=(L,), batch_size=13)
         system = dataclasses.replace(subject.system, experiment=dataclasses.replace(
             subject.system.experiment, eval=e))
-        figures = evaluate.Evaluator(system, subject.data, mesh)(
+        figures = Evaluator(system, subject.data, mesh)(
             jax.device_put(subject.weights, distributed.replicated(mesh)), 8, L, lambda line: None)["figures"]
         for point, figure in zip(points(result, "grid", L_test=L), figures, strict=True):
             assert (point["H_test"], point["n"], point["right"]) == (figure["H_test"], 9, figure["counts"]["right"])
@@ -147,7 +155,7 @@ def test_the_figure_says_what_it_is_of(result):
         assert result["dataset"] in made.get_supxlabel() and "trained at H 2, L 2" in made.get_supxlabel()
         heat, cycles, restarts, flops = made.axes
         shown = [text.get_text() for text in heat.texts]
-        assert shown == [evaluate.percent(p["exact_accuracy"]) for p in result["grid"]]
+        assert shown == [percent(p["exact_accuracy"]) for p in result["grid"]]
         assert cycles.get_ylim()[0] < 20 < restarts.get_ylim()[1] and flops.get_xscale() == "log"
         [line] = [line for line in cycles.lines if line.get_label() == "every puzzle H cycles"]
         assert list(line.get_xdata()) == [1, 2, 5]
@@ -162,8 +170,8 @@ def test_wilson_is_the_published_interval(right, n, low, high):
 
 
 def test_from_the_command_line(tmp_path, capsys):
-    folder = tiny.dataset(tmp_path / "sudoku4", train=8, test=5)
-    weights.save(tmp_path / "tiny.safetensors", export(folder), "float32")
+    folder = tiny.make_dataset(tmp_path / "sudoku4", train=8, test=5)
+    weights_file.save(tmp_path / "tiny.safetensors", export(folder), "float32")
     argv = [f"--weights={tmp_path / 'tiny.safetensors'}", f"--out={tmp_path / 'out'}", "--examples=4", "--H=1,2",
             "--restarts=1,2", "--batch_size=4", "--compilation_cache="]
     assert scaling.main(argv) == 0
@@ -191,12 +199,12 @@ def test_bad_arguments_are_refused(argv, message, capsys):
 
 def test_what_cannot_be_measured_is_one_line(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out"), "--compilation_cache="]
-    folder, other = tiny.dataset(tmp_path / "sudoku4", train=8, test=5), tiny.dataset(
+    folder, other = tiny.make_dataset(tmp_path / "sudoku4", train=8, test=5), tiny.make_dataset(
         tmp_path / "sudoku6", train=8, test=5, domain=Sudoku(2, 3))
     for name, arch in (("multi_z", {"recursion": "multi_z"}), ("plain", {}), ("direct", {
             "recursion": "direct", "L_cycles": 0, "supervision": "deep", "prob_detach_prev_H": 1.0,
             "halt_exploration_prob": 0.0})):
-        weights.save(tmp_path / name, export(folder, arch=arch), "float32")
+        weights_file.save(tmp_path / name, export(folder, arch=arch), "float32")
     for argv, message in (
             (["--workdir", str(tmp_path / "none")], "none"),
             (["--weights", str(tmp_path / "none")], f"there is no file {tmp_path / 'none'}"),

@@ -13,23 +13,28 @@ import pytest
 
 import trm_jax
 from tests.scripted import DOMAIN, GRID, NEVER, Scripted, blanked, text
-from trm_jax import config, inference, slots, solve, weights
-from trm_jax.models.network import Model, Shape
-from trm_jax.solver import SolveError, Solver
+from trm_jax import config
+from trm_jax.data.shape import Shape
+from trm_jax.inference import command, slots, text_film
+from trm_jax.inference.settings import InferenceError
+from trm_jax.inference.solver import SolveError, Solver, Trace
+from trm_jax.models.network import Model, Weights
+from trm_jax.puzzles import puzzle_of
+from trm_jax.weights import weights_file
 
 
 @pytest.fixture(scope="module")
 def solver():
-    return Solver(Scripted(), DOMAIN, weights.Weights({}, {}, None), L=2)
+    return Solver(Scripted(), DOMAIN, Weights({}, {}, None), L=2)
 
 
-def tiny_export(seed: int = 0) -> weights.Export:
+def tiny_export(seed: int = 0) -> weights_file.Export:
     """A real network, untrained."""
     arch = config.Arch(hidden_size=16, mlp_hidden_size=16, mixer_hidden_size=16, puzzle_emb_ndim=16, puzzle_emb_len=1,
                        forward_dtype="float32")
     e, shape = config.Experiment(arch=arch, data=config.Data(path="nowhere")), Shape(16, 6)
-    made = weights.Weights(*jax.jit(Model(arch, shape).init)(jax.random.key(seed)))
-    return weights.Export(e, shape, weights.puzzle_of(DOMAIN), made, {
+    made = Weights(*jax.jit(Model(arch, shape).init)(jax.random.key(seed)))
+    return weights_file.Export(e, shape, puzzle_of(DOMAIN), made, {
         "parameters": "EMA", "step": 1, "total_steps": 2, "L": 3, "evaluation": None, "dtype": "float32"})
 
 
@@ -61,7 +66,7 @@ def test_restarts_are_passed_on(solver):
     [a] = solver.solve([text(NEVER)], max_steps=4, restarts=3, vary="start")
     assert a.verified and a.restart in (1, 2), "this network forgets how hard a puzzle is when its latents are shaken"
     assert a.status.endswith(f"of restart {a.restart}")
-    with pytest.raises(inference.InferenceError, match="vary = 'luck'"):
+    with pytest.raises(InferenceError, match="vary = 'luck'"):
         solver.solve([text(3)], vary="luck")
 
 
@@ -91,7 +96,7 @@ def test_nothing_and_nonsense(solver):
     assert solver.solve([]) == []
     with pytest.raises(SolveError, match="must be a list"):
         solver.solve(text(1))
-    with pytest.raises(inference.InferenceError, match="settle = -1: must not be negative"):
+    with pytest.raises(InferenceError, match="settle = -1: must not be negative"):
         solver.solve([text(1)], settle=-1)
     with pytest.raises(SolveError, match="steps = 0"):
         solver.trace(text(1), 0)
@@ -144,18 +149,19 @@ def test_later_calls_compile_nothing():
 @pytest.mark.parametrize("last, cycles", [
     (1, [1]), (2, [1, 2]), (5, [1, 2, 3, 4, 5]), (9, [1, 2, 3, 4, 6, 8, 9]), (16, [1, 2, 3, 4, 6, 8, 16])])
 def test_shown_cycles(last, cycles):
-    assert solve.shown_cycles(last) == cycles
+    assert text_film.shown_cycles(last) == cycles
 
 
 def test_shown_cycles_are_few():
     for last in (100, 256, 20_000):
-        shown = solve.shown_cycles(last)
-        assert len(shown) <= solve.MAX_FRAMES and shown[0] == 1 and shown[-1] == last and shown == sorted(set(shown))
+        shown = text_film.shown_cycles(last)
+        assert len(shown) <= text_film.MAX_FRAMES and shown[0] == 1 and shown[-1] == last
+        assert shown == sorted(set(shown))
 
 
 def test_frames_mark_what_changed(solver):
     trace = solver.trace(text(3), 20, settle=4)
-    plain, coloured = (solve.frames(DOMAIN, trace, color=color) for color in (False, True))
+    plain, coloured = (text_film.frames(DOMAIN, trace, color=color) for color in (False, True))
     assert [frame.splitlines()[0] for frame in plain] == [" the puzzle", " cycle 1", " cycle 2", " cycle 3"]
     titles = [frame.splitlines()[1] for frame in plain]
     assert titles[1].startswith(" 16 changed, ") and titles[3] == " 16 changed, verified"
@@ -167,16 +173,16 @@ def test_frames_mark_what_changed(solver):
 def test_only_changed_cells_are_marked():
     previous, now = GRID.copy(), GRID.copy()
     previous[5] = 2
-    trace = solve.Trace(blanked(16), np.stack([previous, now]), np.ones((2, 16), np.float32), np.ones(2))
-    last = solve.frames(DOMAIN, trace, color=False)[-1].splitlines()
+    trace = Trace(blanked(16), np.stack([previous, now]), np.ones((2, 16), np.float32), np.ones(2))
+    last = text_film.frames(DOMAIN, trace, color=False)[-1].splitlines()
     assert last[1] == " 1 changed, verified" and last[3] == " 3*4 \u2502 1 2"
 
 
 def test_side_by_side_fits_the_columns():
-    shown = solve.side_by_side(["ab\ncd", "efgh", "i\nj", "k"], columns=18)
+    shown = text_film.side_by_side(["ab\ncd", "efgh", "i\nj", "k"], columns=18)
     assert shown == "ab     efgh   i\ncd            j\n\nk"
-    assert solve.side_by_side(["abc", "d"], columns=1) == "abc\n\nd"
-    assert solve.side_by_side(["\x1b[1ma\x1b[0m\nbc", "d"], columns=80) == "\x1b[1ma\x1b[0m    d\nbc"
+    assert text_film.side_by_side(["abc", "d"], columns=1) == "abc\n\nd"
+    assert text_film.side_by_side(["\x1b[1ma\x1b[0m\nbc", "d"], columns=80) == "\x1b[1ma\x1b[0m    d\nbc"
 
 
 # The command line.
@@ -185,12 +191,12 @@ def test_side_by_side_fits_the_columns():
 @pytest.fixture
 def cli(solver, monkeypatch, capsys, tmp_path):
     """(arguments, standard input) -> (status, out, err), with the scripted model."""
-    weights.save(tmp_path / "w", tiny_export())
+    weights_file.save(tmp_path / "w", tiny_export())
     monkeypatch.setattr(Solver, "of", lambda export: solver)
 
     def run(*args, stdin=""):
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        status = solve.main([f"--weights={tmp_path / 'w'}", "--compilation_cache=", *args])
+        status = command.main([f"--weights={tmp_path / 'w'}", "--compilation_cache=", *args])
         return status, *capsys.readouterr()
     return run
 
@@ -244,10 +250,10 @@ def test_pictures_out(cli):
 
 def test_without_a_source_the_packaged_weights_answer(capsys):
     puzzle = "6.1..4.2883...2....5.1834..1832..57....917863......2.471.42..3..4.361..73..87..4."
-    assert solve.main([puzzle]) == 0
+    assert command.main([puzzle]) == 0
     assert len(capsys.readouterr().out.strip()) == 81
     assert Solver.load("rsm-sudoku-quick").domain.seq_len == 81
-    with pytest.raises(weights.WeightsError, match="called rsm-chess; trained: .*rsm-sudoku-quick"):
+    with pytest.raises(weights_file.WeightsError, match="called rsm-chess; trained: .*rsm-sudoku-quick"):
         Solver.load("rsm-chess")
 
 
@@ -261,10 +267,10 @@ def test_bad_usage_is_status_2(cli, args, message):
 
 
 def test_a_missing_run_is_status_2(tmp_path, capsys):
-    assert solve.main([f"--workdir={tmp_path / 'none'}", "--compilation_cache=", text(1)]) == 2
+    assert command.main([f"--workdir={tmp_path / 'none'}", "--compilation_cache=", text(1)]) == 2
     assert "not the folder of a run" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
-        solve.main(["--workdir=a", "--weights=b", text(1)])
+        command.main(["--workdir=a", "--weights=b", text(1)])
     assert caught.value.code == 2
 
 
@@ -274,5 +280,5 @@ def test_solver_is_exported_and_import_stays_light(tmp_path):
         trm_jax.Solvers  # noqa: B018
     code = "import sys, trm_jax; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    weights.save(tmp_path / "w", tiny_export())
+    weights_file.save(tmp_path / "w", tiny_export())
     assert len(Solver.load(tmp_path / "w").solve([text(2)], max_steps=2)) == 1

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import losses, recursion
+from trm_jax import recursion
 from trm_jax.config import Deepen
-from trm_jax.models.network import Model, Shape
+from trm_jax.data.shape import Shape
+from trm_jax.models.network import Model
 from trm_jax.recursion import Latents
-from trm_jax.supervision import Batch, SlotDraw, Slots, Terminal
+from trm_jax.training import losses
+from trm_jax.training.supervision import Batch, SlotContents, SlotDraw, Terminal
 
 B, S, V, L = 8, 4, 5, 2
 
@@ -38,12 +40,12 @@ def begin(c, fixed, carry, new, key=0, first=0):
     return c.begin(fixed, carry, new, jax.random.key(key), SlotDraw(B, first))
 
 
-def held(seed=9) -> Slots:
+def held(seed=9) -> SlotContents:
     y, z = (jax.random.normal(jax.random.key(i), (S + 2, B, 8)) for i in (seed, seed + 1))
-    return Slots(batch(seed), Latents(y, z))
+    return SlotContents(batch(seed), Latents(y, z))
 
 
-def kept(start: Slots, carry: Slots, new: Batch, fresh: Latents) -> list[bool]:
+def kept(start: SlotContents, carry: SlotContents, new: Batch, fresh: Latents) -> list[bool]:
     """Per slot: does it go on with its old puzzle and latents? Never with a mixture."""
     out = []
     for i in range(B):
@@ -61,7 +63,7 @@ def test_the_published_recipe_carries_nothing(given):
     c, new = contract(), batch(0)
     assert c.initial_carry(B) == ()
     start = begin(c, fixed, (), new)
-    jax.tree.map(np.testing.assert_array_equal, start, Slots(new, c.model.initial_latents(fixed, B)))
+    jax.tree.map(np.testing.assert_array_equal, start, SlotContents(new, c.model.initial_latents(fixed, B)))
     _, (carry, _) = c.loss(params, rows, start, np.int32(2), L, jax.random.key(0))
     assert carry == ()
 
@@ -91,7 +93,7 @@ def test_nothing_is_kept_before_the_first_step(given):
     c, new = contract(carry_share=1.0, carry_keep_prob=1.0), batch(0)
     carry = c.initial_carry(B)
     start = begin(c, fixed, carry, new)
-    jax.tree.map(np.testing.assert_array_equal, start, Slots(new, c.model.initial_latents(fixed, B)))
+    jax.tree.map(np.testing.assert_array_equal, start, SlotContents(new, c.model.initial_latents(fixed, B)))
 
 
 def test_a_device_draws_for_its_part_what_one_device_would_draw(given):
@@ -100,7 +102,7 @@ def test_a_device_draws_for_its_part_what_one_device_would_draw(given):
     whole = begin(c, fixed, carry, new, key=3)
     for first in (0, 4):
         part = slice(first, first + 4)
-        carry_part = Slots(Batch(*(a[part] for a in carry.batch)), Latents(*(a[:, part] for a in carry.latents)))
+        carry_part = SlotContents(Batch(*(a[part] for a in carry.batch)), Latents(*(a[:, part] for a in carry.latents)))
         start = begin(c, fixed, carry_part, Batch(*(a[part] for a in new)), key=3, first=first)
         jax.tree.map(np.testing.assert_array_equal, start.batch, Batch(*(a[part] for a in whole.batch)))
         jax.tree.map(np.testing.assert_array_equal, start.latents, Latents(*(a[:, part] for a in whole.latents)))

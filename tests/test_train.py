@@ -16,11 +16,15 @@ import pytest
 from absl import flags
 
 from tests import tiny
-from trm_jax import checkpoints, config, distributed, main, metrics, train
+from trm_jax import config, main
 from trm_jax.data import pipeline
-from trm_jax.data.store import DatasetError
-from trm_jax.state import Data, System
-from trm_jax.supervision import Batch
+from trm_jax.data.dataset import DatasetError
+from trm_jax.data.loading import Dataset
+from trm_jax.jobs import train
+from trm_jax.runtime import checkpoints, distributed, metrics
+from trm_jax.training import step as step_lib
+from trm_jax.training.supervision import Batch
+from trm_jax.training.system import System
 
 ROOT = Path(__file__).resolve().parents[1]
 # All that a continued run has to take up again: carry, coins, symmetries, EMA, growth of H and of L, moments.
@@ -34,7 +38,7 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return tiny.dataset(tmp_path_factory.mktemp("data") / "sudoku4")
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "sudoku4")
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +54,13 @@ def uninterrupted(everything, tmp_path_factory):
 
 
 def system_of(e) -> System:
-    return System(e, Data.load(e).shape, e.total_steps)
+    return System(e, Dataset.load(e).shape, e.total_steps)
 
 
 def final_state(e, workdir):
     """State in a run's last checkpoint."""
     with checkpoints.Checkpointer(workdir, read_only=True) as reader:
-        return reader.restore(train.place(system_of(e), distributed.data_mesh()))[0]
+        return reader.restore(step_lib.place(system_of(e), distributed.data_mesh()))[0]
 
 
 def records(workdir, name="loss"):
@@ -172,8 +176,8 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_where_it_would_have(data, u
 def steps_on(devices: int, e, count: int):
     """(losses of `count` steps, final parameters, carried latents) on the first `devices` devices."""
     system, mesh = system_of(e), distributed.data_mesh(jax.devices()[:devices])
-    step, state = train.make_step(system, mesh, e.arch.L_cycles), train.place(system, mesh)
-    batches = pipeline.train_batches(Data.load(e).train, global_batch_size=e.global_batch_size, prefetch=0)
+    step, state = step_lib.make_step(system, mesh, e.arch.L_cycles), step_lib.place(system, mesh)
+    batches = pipeline.train_batches(Dataset.load(e).train, global_batch_size=e.global_batch_size, prefetch=0)
     curve = []
     for _ in range(count):
         state, sums = step(state, Batch(**distributed.put_batch(mesh, next(batches))))
@@ -200,7 +204,7 @@ def test_gradients_meet_in_one_all_reduce(data, deepen):
     batch = Batch(**distributed.put_batch(mesh, {"inputs": np.zeros((8, 16), np.int32),
                                                  "labels": np.zeros((8, 16), np.int32),
                                                  "puzzle_identifiers": np.zeros(8, np.int32)}))
-    text = train.make_step(system, mesh, 2).lower(train.place(system, mesh), batch).compile().as_text()
+    text = step_lib.make_step(system, mesh, 2).lower(step_lib.place(system, mesh), batch).compile().as_text()
     calls = re.findall(r" = (\S+(?: \S+)*?) (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)"
                        r"(?:-start)?\(", text)
     assert [kind for _, kind in calls].count("all-reduce") == 1
@@ -213,8 +217,8 @@ def test_gradients_meet_in_one_all_reduce(data, deepen):
 def test_the_loop_transfers_nothing_by_accident(data):
     e = tiny.experiment(data, deepen=EVERYTHING["deepen"], global_batch_size=8)
     system, mesh = system_of(e), distributed.data_mesh()
-    step, state = train.make_step(system, mesh, 2), train.place(system, mesh)
-    batches = pipeline.train_batches(Data.load(e).train, global_batch_size=8, prefetch=0)
+    step, state = step_lib.make_step(system, mesh, 2), step_lib.place(system, mesh)
+    batches = pipeline.train_batches(Dataset.load(e).train, global_batch_size=8, prefetch=0)
     with jax.transfer_guard("disallow"):
         for _ in range(3):
             state, sums = step(state, Batch(**distributed.put_batch(mesh, next(batches))))
@@ -224,8 +228,8 @@ def test_the_loop_transfers_nothing_by_accident(data):
 def test_ema_follows_its_definition(data):
     e = tiny.experiment(data, ema_rate=0.75, global_batch_size=8)
     system, mesh = system_of(e), distributed.data_mesh(jax.devices()[:1])
-    step, state = train.make_step(system, mesh, 2), train.place(system, mesh)
-    batches = pipeline.train_batches(Data.load(e).train, global_batch_size=8, prefetch=0)
+    step, state = step_lib.make_step(system, mesh, 2), step_lib.place(system, mesh)
+    batches = pipeline.train_batches(Dataset.load(e).train, global_batch_size=8, prefetch=0)
     expected = jax.device_get(state.params)
     for _ in range(3):
         state, _ = step(state, Batch(**distributed.put_batch(mesh, next(batches))))
@@ -314,7 +318,7 @@ def test_impossible_config_from_the_command_line(data, cli):
 
 def test_what_is_refused_leaves_no_folder_behind(tmp_path):
     """The corrected command must be able to use the same folder."""
-    folder = tiny.dataset(tmp_path / "data", train=16)
+    folder = tiny.make_dataset(tmp_path / "data", train=16)
     with pytest.raises(DatasetError, match="Set global_batch_size to 16 or less"):
         train.train(tiny.experiment(folder, global_batch_size=64), tmp_path / "run")
     assert not (tmp_path / "run").exists()

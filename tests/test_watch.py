@@ -14,17 +14,21 @@ import pytest
 from tests import browser as chromium
 from tests.scripted import DOMAIN, GRID, NEVER, Scripted, text
 from tests.test_solve import tiny_export
-from trm_jax import pictures, puzzles, watch, weights
+from trm_jax import puzzles
+from trm_jax.inference.solver import Answer, Solver, Trace
+from trm_jax.models.network import Weights
 from trm_jax.puzzles import arc
-from trm_jax.solver import Answer, Solver, Trace
-from trm_jax.watch import Film
+from trm_jax.reports import page as page_module
+from trm_jax.reports import pictures
+from trm_jax.reports.page import Film
+from trm_jax.weights import weights_file
 
 EVIL = "</script><script>hacked = 1</script><!--<b id=evil>&amp;"
 
 
 @pytest.fixture(scope="module")
 def solver():
-    return Solver(Scripted(), DOMAIN, weights.Weights({}, {}, None), L=2)
+    return Solver(Scripted(), DOMAIN, Weights({}, {}, None), L=2)
 
 
 def film(solver, puzzle: str, steps: int = 20, settle: int = 4, name: str = "puzzle 1") -> Film:
@@ -90,7 +94,7 @@ def unpacked(film: dict, S: int) -> tuple[np.ndarray, ...]:
 
 def test_the_page_holds_the_trace(solver):
     shown = film(solver, text(6)), film(solver, text(NEVER), 7)
-    data = data_of(watch.page(DOMAIN, shown, "title"))
+    data = data_of(page_module.page(DOMAIN, shown, "title"))
     assert data["unit"] == "outer cycles" and data["verified_as"] == "verified" and data["fault"] == "in conflict"
     assert data["drawing"] == {"rows": 4, "columns": 4, "box": [2, 2], "characters": ["?", "", *"1234"],
                                "shapes": [""] * 6}
@@ -112,15 +116,16 @@ def test_the_page_holds_the_trace(solver):
 def test_long_traces_are_thinned_out(n, stands):
     tokens = np.full((n, 16), 2, np.uint8)
     tokens[:stands - 1] = 3
-    cycles = watch.shown_cycles(Trace(GRID, tokens, np.ones((n, 16)), np.ones(n))).tolist()
-    assert len(cycles) == min(n, len(cycles)) <= watch.MOST_FRAMES and cycles == sorted(set(cycles))
+    cycles = page_module.shown_cycles(Trace(GRID, tokens, np.ones((n, 16)), np.ones(n))).tolist()
+    assert len(cycles) == min(n, len(cycles)) <= page_module.MOST_FRAMES and cycles == sorted(set(cycles))
     assert cycles[0] == 1 and cycles[-1] == n and stands in cycles
     assert cycles[:128] == list(range(1, min(n, 128) + 1)) and (n > 256 or len(cycles) == n)
 
 
 def test_a_page_is_small_and_whole():
     domain, rng = puzzles.get("sudoku"), np.random.default_rng(0)
-    page = watch.page(domain, [made(domain, np.ones(81, np.uint8), list(rng.integers(2, 11, (64, 81), np.uint8)))], "t")
+    shown = [made(domain, np.ones(81, np.uint8), list(rng.integers(2, 11, (64, 81), np.uint8)))]
+    page = page_module.page(domain, shown, "t")
     assert len(page) < 60_000
     linked = [value for name, value in Scripts(page).attributes if name in ("src", "href")]
     assert linked == ["data:,"] and set(re.findall(r"https?://[^\s\"']+", page)) == {"http://www.w3.org/2000/svg"}
@@ -131,19 +136,19 @@ def test_nothing_that_is_not_finite_gets_in(solver):
     shown = film(solver, text(3))
     trace = shown.trace._replace(residual=np.array([np.nan, np.inf, 0, *shown.trace.residual[3:]]),
                                  confidence=np.full_like(shown.trace.confidence, np.nan))
-    held = data_of(watch.page(DOMAIN, [shown._replace(trace=trace)], "t"))["films"][0]
+    held = data_of(page_module.page(DOMAIN, [shown._replace(trace=trace)], "t"))["films"][0]
     assert held["residual"][:3] == [None, None, 0] and not unpacked(held, 16)[2].any()
 
 
 def test_names_and_titles_are_only_text(solver):
-    page = watch.page(DOMAIN, [film(solver, text(2), name=EVIL)], EVIL, EVIL + "{{data}}")
+    page = page_module.page(DOMAIN, [film(solver, text(2), name=EVIL)], EVIL, EVIL + "{{data}}")
     found = Scripts(page)
     assert found.tags.count("script") == 2 and found.tags.count("b") == 2 and data_of(page)["films"][0]["name"] == EVIL
 
 
 def test_domains_without_rules_are_compared_with_the_solution():
     domain, shown = arc_film()
-    data = data_of(watch.page(domain, [shown], "t"))
+    data = data_of(page_module.page(domain, [shown], "t"))
     assert data["fault"] == "unlike the solution" and data["films"][0]["words"] == ["not the solution", ""]
     assert data["drawing"]["shapes"][:4] == ["empty", "end", arc.PALETTE[0], arc.PALETTE[1]]
     assert (data["drawing"]["rows"], data["drawing"]["columns"]) == (3, 4), "of 30 x 30 only what is used"
@@ -151,7 +156,7 @@ def test_domains_without_rules_are_compared_with_the_solution():
     assert inputs.tolist() == [3, 4, 1, 0, 2, 5, 1, 0, 1, 1, 0, 0] and tokens[1].tolist() == [
         4, 3, 2, 1, 5, 2, 11, 1, 1, 1, 1, 0]
     assert np.flatnonzero(faults[0]).tolist() == [1] and not faults[1].any()
-    unknown = data_of(watch.page(domain, [shown._replace(solution=None)], "t"))
+    unknown = data_of(page_module.page(domain, [shown._replace(solution=None)], "t"))
     assert unknown["fault"] == "" and unknown["films"][0]["words"] == [None]
 
 
@@ -178,13 +183,13 @@ def export():
 @pytest.fixture
 def cli(solver, export, monkeypatch, capsys, tmp_path):
     """(arguments, standard input) -> (status, out, err), with the scripted model, in an empty folder."""
-    weights.save(tmp_path / "w", export)
+    weights_file.save(tmp_path / "w", export)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Solver, "of", lambda export: solver)
 
     def run(*args, stdin=""):
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        status = watch.main(["--weights=w", "--compilation_cache=", *args])
+        status = page_module.main(["--weights=w", "--compilation_cache=", *args])
         return status, *capsys.readouterr()
     return run
 
@@ -251,10 +256,10 @@ def view(window, tmp_path):
 
     def show(domain, films, title="Watch it think"):
         page = tmp_path / "page.html"
-        watch.write_file(page, watch.page(domain, films, title, "source"))
+        page_module.write_file(page, page_module.page(domain, films, title, "source"))
         window.prefer(color_scheme="light", reduced_motion="no-preference")
         window.size(1280, 800)
-        window.open(page.as_uri())
+        window.open(page_module.as_uri())
         return window
     yield show
     events = [json.loads(entry["message"])["message"] for entry in window.log("performance")]
@@ -302,7 +307,7 @@ def test_every_frame_is_the_trace(view, solver):
 
 
 def test_the_last_frame_is_the_answer_of_a_trained_model(view):
-    solver = Solver.load(weights.DEFAULT)
+    solver = Solver.load(weights_file.DEFAULT)
     puzzle = "6.1..4.2883...2....5.1834..1832..57....917863......2.471.42..3..4.361..73..87..4."
     [answer] = solver.solve([puzzle])
     window = view(solver.domain, [film(solver, puzzle, 64, 8)])
@@ -383,7 +388,7 @@ def test_a_long_trace_says_what_it_leaves_out(view):
     trace = Trace(GRID, np.repeat(GRID[None], n, axis=0), np.ones((n, 16), np.float32), np.geomspace(2, 1.24e-6, n))
     window = view(DOMAIN, [Film("long", trace, Answer("", GRID, True, "settled", n, 1, ""))])
     window.press("end")
-    frames = len(watch.shown_cycles(trace))
+    frames = len(page_module.shown_cycles(trace))
     assert window.run("return ['cycle', 'of', 'residual'].map(id => document.getElementById(id).textContent)") == [
         "300", f"of 300 outer cycles, {frames} of them shown", "1.2 \u00d7 10\u207b\u2076"]
     window.press("home")

@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from trm_jax import checkpoints, config, evaluate, puzzles, weights
-from trm_jax.data import store
-from trm_jax.state import Data, System
-from trm_jax.weights import WeightsError
+from trm_jax import config, puzzles
+from trm_jax.data import dataset
+from trm_jax.data.loading import Dataset
+from trm_jax.evaluation.scores import BEST
+from trm_jax.jobs import evaluate
+from trm_jax.models.network import Weights
+from trm_jax.runtime import checkpoints
+from trm_jax.training import run_folder
+from trm_jax.training.system import System
+from trm_jax.weights import weights_file
+from trm_jax.weights.weights_file import WeightsError
 
 GRID = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2], np.uint8)
 
@@ -30,8 +37,8 @@ def write_dataset(path) -> None:
     domain = puzzles.get("sudoku", seq_len=16)
     labels = domain.draw_symmetry(np.random.default_rng(0), 8).apply(np.tile(GRID, (8, 1)))
     inputs = np.where(np.arange(16) % 3 == 0, 1, labels)
-    split = store.make_split(inputs, labels, vocab_size=6)
-    store.write(path, {"train": split, "test": split}, [store.BLANK],
+    split = dataset.make_split(inputs, labels, vocab_size=6)
+    dataset.write(path, {"train": split, "test": split}, [dataset.BLANK],
                 {"puzzle": {"name": "sudoku", "box_rows": 2, "box_cols": 2}})
 
 
@@ -41,19 +48,19 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("weights")
     write_dataset(root / "data")
     e = experiment(root / "data")
-    system = System(e, Data.load(e).shape, 10)
+    system = System(e, Dataset.load(e).shape, 10)
     state = jax.jit(system.init_state)()
     state = state._replace(ema=jax.tree.map(lambda p: p * 1.5, state.params), table=state.table + 0.25)
-    checkpoints.claim(root / "run", config.to_json(e))
-    with checkpoints.Checkpointer(root / "run", best_metric=evaluate.BEST) as checkpointer:
-        checkpointer.save(6, state, {}, {evaluate.BEST: 0.5})
+    run_folder.claim(root / "run", config.to_json(e))
+    with checkpoints.Checkpointer(root / "run", best_metric=BEST) as checkpointer:
+        checkpointer.save(6, state, {}, {BEST: 0.5})
     evaluate.save({"step": 6, "figures": [{"H_test": 2, "exact_accuracy": 0.5}]}, root / "run")
     return root / "run", system, state
 
 
 @pytest.fixture(scope="module")
 def exported(run):
-    return weights.from_run(run[0])
+    return weights_file.from_run(run[0])
 
 
 def leaves(tree):
@@ -75,8 +82,8 @@ def test_export_is_the_ema_with_its_evaluation(run, exported):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_round_trip_without_run_and_data(tmp_path, exported, dtype):
     gone = dataclasses.replace(exported.experiment, data=config.Data(path="gone"))
-    weights.save(tmp_path / "w", exported._replace(experiment=gone), dtype)
-    loaded = weights.load(tmp_path / "w")
+    weights_file.save(tmp_path / "w", exported._replace(experiment=gone), dtype)
+    loaded = weights_file.load(tmp_path / "w")
     assert loaded.experiment == gone and loaded.shape == exported.shape
     assert loaded.domain == puzzles.get("sudoku", box_rows=2, box_cols=2)
     assert loaded.metadata == {**exported.metadata, "dtype": dtype}
@@ -90,50 +97,50 @@ def test_round_trip_without_run_and_data(tmp_path, exported, dtype):
 
 def test_without_prefix_there_is_no_table(tmp_path, exported):
     e = experiment("gone", puzzle_emb_ndim=0, puzzle_emb_len=0)
-    made = weights.Weights(*System(e, exported.shape, 10).model.init(jax.random.key(0)))
-    weights.save(tmp_path / "w", exported._replace(experiment=e, weights=made))
-    assert weights.load(tmp_path / "w").weights.table is None
+    made = Weights(*System(e, exported.shape, 10).model.init(jax.random.key(0)))
+    weights_file.save(tmp_path / "w", exported._replace(experiment=e, weights=made))
+    assert weights_file.load(tmp_path / "w").weights.table is None
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, exported, monkeypatch):
-    weights.save(tmp_path / "w", exported)
+    weights_file.save(tmp_path / "w", exported)
     before = (tmp_path / "w").read_bytes()
 
     def full(_):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WeightsError, match="was not written: No space left"):
-        weights.save(tmp_path / "w", exported, "float32")
+        weights_file.save(tmp_path / "w", exported, "float32")
     assert (tmp_path / "w").read_bytes() == before and os.listdir(tmp_path) == ["w"]
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_truncated_files_are_refused_in_one_line(tmp_path, exported, keep):
-    weights.save(tmp_path / "w", exported)
+    weights_file.save(tmp_path / "w", exported)
     (tmp_path / "w").write_bytes((tmp_path / "w").read_bytes()[:keep])
     with pytest.raises(WeightsError, match="is damaged or no safetensors file") as caught:
-        weights.load(tmp_path / "w")
+        weights_file.load(tmp_path / "w")
     assert "\n" not in str(caught.value)
 
 
 def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="there is no file"):
-        weights.load(tmp_path / "none")
+        weights_file.load(tmp_path / "none")
     (tmp_path / "pickle").write_bytes(b"\x80\x04cos\nsystem\n")
     with pytest.raises(WeightsError, match="no safetensors file"):
-        weights.load(tmp_path / "pickle")
+        weights_file.load(tmp_path / "pickle")
     safetensors.numpy.save_file({"a": np.zeros(2, np.float32)}, tmp_path / "foreign")
     with pytest.raises(WeightsError, match="not one of trm_jax.weights"):
-        weights.load(tmp_path / "foreign")
+        weights_file.load(tmp_path / "foreign")
 
 
 def altered(path, exported, tensors=lambda t: t, header=lambda h: h) -> None:
     """A saved file with its tensors or header changed."""
-    weights.save(path, exported, "float32")
+    weights_file.save(path, exported, "float32")
     with safetensors.safe_open(path, "numpy") as file:
-        raw = json.loads(file.metadata()[weights.KEY])
+        raw = json.loads(file.metadata()[weights_file.KEY])
         arrays = {name: file.get_tensor(name) for name in file.keys()}
-    safetensors.numpy.save_file(tensors(arrays), path, {weights.KEY: json.dumps(header(raw))})
+    safetensors.numpy.save_file(tensors(arrays), path, {weights_file.KEY: json.dumps(header(raw))})
 
 
 def test_every_leaf_that_does_not_fit_is_listed(tmp_path, exported):
@@ -144,7 +151,7 @@ def test_every_leaf_that_does_not_fit_is_listed(tmp_path, exported):
         return tensors
     altered(tmp_path / "w", exported, spoil)
     with pytest.raises(WeightsError) as caught:
-        weights.load(tmp_path / "w")
+        weights_file.load(tmp_path / "w")
     for part in ("only in the file: extra float32[1, 16]", "only in the model: table [1, 16]",
                  "differs: fixed/H_init is float32[17] in the file, [16] in the model",
                  "differs: fixed/L_init is I8[16]"):
@@ -163,14 +170,14 @@ def test_every_leaf_that_does_not_fit_is_listed(tmp_path, exported):
 def test_headers_that_do_not_fit(tmp_path, exported, change, message):
     altered(tmp_path / "w", exported, header=lambda h: h | change)
     with pytest.raises(WeightsError, match=message):
-        weights.load(tmp_path / "w")
+        weights_file.load(tmp_path / "w")
 
 
 def test_evaluating_a_file_gives_the_runs_figures(tmp_path, run, exported):
-    weights.save(tmp_path / "mine.safetensors", exported, "float32")
+    weights_file.save(tmp_path / "mine.safetensors", exported, "float32")
     changed = dataclasses.replace(exported.experiment, eval=config.Eval(H_test=(1, 3), batch_size=8))
     lines = []
-    result = weights.evaluate_file(changed, tmp_path / "out", tmp_path / "mine.safetensors", lines.append)
+    result = evaluate.evaluate_file(changed, tmp_path / "out", tmp_path / "mine.safetensors", lines.append)
     written = json.loads((tmp_path / "out" / "eval" / "step_6.mine.json").read_text())
     assert written["weights"]["file"] == str(tmp_path / "mine.safetensors") and len(written["weights"]["sha256"]) == 64
     assert [(f["H_test"], f["L_test"]) for f in written["figures"]] == [(1, 3), (3, 3)]
@@ -179,19 +186,19 @@ def test_evaluating_a_file_gives_the_runs_figures(tmp_path, run, exported):
 
 
 def test_evaluating_a_file_under_another_config_names_the_fields(tmp_path, exported):
-    weights.save(tmp_path / "w", exported)
+    weights_file.save(tmp_path / "w", exported)
     e = exported.experiment
     other = dataclasses.replace(e, arch=dataclasses.replace(e.arch, hidden_size=32), lr=0.5)
     with pytest.raises(WeightsError) as caught:
-        weights.evaluate_file(other, tmp_path, tmp_path / "w")
+        evaluate.evaluate_file(other, tmp_path, tmp_path / "w")
     assert "arch.hidden_size: the file has 16, now 32" in str(caught.value)
     assert "lr: the file has 0.001, now 0.5" in str(caught.value) and "data.path" not in str(caught.value)
 
 
 def test_command_line(tmp_path, run, capsys):
-    assert weights.main([f"--workdir={run[0]}", f"--out={tmp_path / 'w'}"]) == 0
+    assert weights_file.main([f"--workdir={run[0]}", f"--out={tmp_path / 'w'}"]) == 0
     out = capsys.readouterr().out
     assert "EMA parameters of step 6 of 10 in bfloat16" in out
-    assert weights.load(tmp_path / "w").metadata["dtype"] == "bfloat16"
-    assert weights.main([f"--workdir={tmp_path / 'none'}", f"--out={tmp_path / 'v'}"]) == 2
+    assert weights_file.load(tmp_path / "w").metadata["dtype"] == "bfloat16"
+    assert weights_file.main([f"--workdir={tmp_path / 'none'}", f"--out={tmp_path / 'v'}"]) == 2
     assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "v").exists()

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from trm_jax import config, metrics, puzzles
-from trm_jax.data import arc, sources, store
+from trm_jax import config, puzzles
+from trm_jax.data import arc_build, dataset, sources
+from trm_jax.runtime import metrics
 
 SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
 
@@ -23,12 +24,12 @@ TINY = {
 }
 
 
-def dataset(folder, train: int = 64, test: int = 13, domain=SUDOKU4):
+def make_dataset(folder, train: int = 64, test: int = 13, domain=SUDOKU4):
     """Writes a dataset folder; returns its path."""
     how = {"clues": 8} if domain is SUDOKU4 else {}
     splits = [sources.to_split(part, domain) for part in sources.generate(domain, train, test, **how)]
     provenance = {"puzzle": {"name": domain.name, **dataclasses.asdict(domain)}}
-    store.write(folder, dict(zip(("train", "test"), splits)), [store.BLANK], provenance)
+    dataset.write(folder, dict(zip(("train", "test"), splits)), [dataset.BLANK], provenance)
     return folder
 
 
@@ -37,8 +38,8 @@ ARC_JSON = pathlib.Path(__file__).parent / "arc"  # six small tasks of ARC-AGI-1
 
 def arc_dataset(folder, num_aug: int = 3, test_subset: str = "evaluation"):
     """Writes the published build of `ARC_JSON`; returns its path."""
-    tasks, _ = arc.read_subsets(ARC_JSON, ["training", "evaluation", "concept"], test_subset)
-    arc.build(folder, tasks, test_subset, num_aug=num_aug, seed=0, provenance={"puzzle": {"name": "arc"}})
+    tasks, _ = arc_build.read_subsets(ARC_JSON, ["training", "evaluation", "concept"], test_subset)
+    arc_build.build(folder, tasks, test_subset, num_aug=num_aug, seed=0, provenance={"puzzle": {"name": "arc"}})
     return folder
 
 

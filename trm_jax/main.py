@@ -8,7 +8,10 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from trm_jax import config, describe, distributed, errors, evaluate, pooling, train, weights
+from trm_jax import config
+from trm_jax.jobs import evaluate, pool, train
+from trm_jax.reports import describe
+from trm_jax.runtime import distributed, errors
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Experiment file, with a variant after a colon: "
@@ -44,9 +47,9 @@ def _run() -> None:
     distributed.initialize()
     distributed.enable_compilation_cache(FLAGS.compilation_cache)
     if FLAGS.weights:
-        weights.evaluate_file(experiment, FLAGS.workdir, FLAGS.weights)
+        evaluate.evaluate_file(experiment, FLAGS.workdir, FLAGS.weights)
     else:
-        {"train": train.train, "evaluate": evaluate.evaluate, "pool": pooling.pool}[FLAGS.mode](experiment,
+        {"train": train.train, "evaluate": evaluate.evaluate, "pool": pool.pool}[FLAGS.mode](experiment,
                                                                                                 FLAGS.workdir)
 
 

@@ -18,13 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax import losses, optimizers, recursion
-from trm_jax.arc_voting import Votes
+from trm_jax import recursion
 from trm_jax.config import Arch, Experiment, Loss
-from trm_jax.models import pretrained
-from trm_jax.models.network import Model, Shape
+from trm_jax.data.shape import Shape
+from trm_jax.inference.arc_voting import Votes
+from trm_jax.models.network import Model
 from trm_jax.puzzles import arc
-from trm_jax.supervision import Batch, DeepSupervision, SlotDraw, Slots, Terminal
+from trm_jax.training import losses, optimizers
+from trm_jax.training.supervision import Batch, DeepSupervision, SlotContents, SlotDraw, Terminal
+from trm_jax.weights import published_names
 
 TOLERANCE = 2e-5  # relative to the largest value of the tensor
 NOISE_FACTOR = 3
@@ -144,7 +146,7 @@ def load(weights, published, loss_type="stablemax_cross_entropy", **changes):
     arch = Arch(**{f: published[f] for f in fields if f in published} | {"loss": Loss(loss_type)} | changes)
     model = Model(arch, Shape(published["seq_len"], published["vocab_size"], published["num_puzzle_identifiers"]))
     weights = {k.removeprefix("params/"): v for k, v in weights.items()}
-    return model, jax.tree.map(jnp.asarray, pretrained.from_published(weights, arch))
+    return model, jax.tree.map(jnp.asarray, published_names.from_published(weights, arch))
 
 
 def rsm_numbers(data):
@@ -180,12 +182,12 @@ def rsm_numbers(data):
             out[f"eval/H{H}/metrics/accuracy"] = jnp.sum(scores.cell)
             out[f"eval/H{H}/metrics/exact_accuracy"] = jnp.sum(scores.exact)
         rows = model.rows(table, batch.puzzle_identifiers)
-        start = Slots(batch, model.initial_latents(fixed, b))
+        start = SlotContents(batch, model.initial_latents(fixed, b))
         for prefix, step in steps.items():
             H = np.int32(published["train_H"])
             (loss, _), (grads, row_grads) = step(params, rows, start, H, L, jax.random.key(0))
             out[f"{prefix}/loss"] = loss
-            for name, grad in pretrained.to_published(grads, model.arch).items():
+            for name, grad in published_names.to_published(grads, model.arch).items():
                 out[f"{prefix}/grads/{name}"] = grad
             out[f"{prefix}/grads/puzzle_emb_rows"] = row_grads
         return jax.device_get(out)
@@ -271,7 +273,7 @@ def deep_numbers(data):
                 prefix = f"train/{loss_type}/step{k}"
                 add_step(out, prefix, "outputs/", result)
                 out[f"{prefix}/steps"] = carry.steps
-                for name, grad in pretrained.to_published(grads, model.arch, "L_level").items():
+                for name, grad in published_names.to_published(grads, model.arch, "L_level").items():
                     out[f"{prefix}/grads/inner.{name}"] = grad
                 out[f"{prefix}/grads/puzzle_emb_rows"] = row_grads
         return jax.device_get(out)

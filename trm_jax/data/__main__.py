@@ -16,9 +16,9 @@ import numpy as np
 
 import trm_jax
 from trm_jax import puzzles
-from trm_jax.data import arc, sources, store
-from trm_jax.data.store import DatasetError
-from trm_jax.errors import guarded
+from trm_jax.data import arc_build, dataset, sources
+from trm_jax.data.dataset import DatasetError
+from trm_jax.runtime.errors import guarded
 
 EXAMPLES = """examples:
   python -m trm_jax.data sudoku --generate --out data/easy --train 60000 --test 1000 --clues 41
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     grids.set_defaults(run=make_arc)
     grids.add_argument("--json_dir", required=True, metavar="DIR",
                        help="folder of Kaggle's PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json")
-    grids.add_argument("--prefix", default=arc.PREFIX, help=f"({arc.PREFIX})")
+    grids.add_argument("--prefix", default=arc_build.PREFIX, help=f"({arc_build.PREFIX})")
     grids.add_argument("--subsets", required=True, type=_names, metavar="A,B", help="whose tasks are learned from")
     grids.add_argument("--test_subset", required=True, metavar="A",
                        help="one of them: only the demonstrations of its tasks are learned, the rest is the test")
@@ -156,7 +156,7 @@ def make_folder(args, kind: Kind) -> None:
         raise DatasetError("--test_csv has no meaning with --hub")
     if args.csv and not args.test_csv:
         raise DatasetError("--csv needs --test_csv too")
-    store.refuse_taken(args.out, args.overwrite)
+    dataset.refuse_taken(args.out, args.overwrite)
     domain = kind.domain(args)
     started = time.time()
     defaults = {"train": kind.train, "test": kind.test, "num_aug": 0}
@@ -193,7 +193,7 @@ def make_folder(args, kind: Kind) -> None:
         "test_grids_in_train": shared,
         "versions": _versions(),
     }
-    store.write(args.out, splits, [store.BLANK], provenance, overwrite=args.overwrite)
+    dataset.write(args.out, splits, [dataset.BLANK], provenance, overwrite=args.overwrite)
     print(summary(args.out, splits))
     print(f"test puzzles whose solution grid is in train too: {shared}")
     print(f"{time.time() - started:.1f} s")
@@ -201,11 +201,11 @@ def make_folder(args, kind: Kind) -> None:
 
 def make_arc(args) -> None:
     """The published build of ARC-AGI."""
-    store.refuse_taken(args.out, args.overwrite)
+    dataset.refuse_taken(args.out, args.overwrite)
     started = time.time()
-    tasks, files = arc.read_subsets(args.json_dir, args.subsets, args.test_subset, args.prefix,
+    tasks, files = arc_build.read_subsets(args.json_dir, args.subsets, args.test_subset, args.prefix,
                                     not args.no_test_solutions)
-    seen = arc.answers_in_training(tasks, args.test_subset)
+    seen = arc_build.answers_in_training(tasks, args.test_subset)
     for tested, trained in seen:
         print(f"warning: a test pair of task {tested} is also a pair of task {trained}, which is trained on",
               file=sys.stderr)
@@ -217,7 +217,8 @@ def make_arc(args) -> None:
                     "no_test_solutions": args.no_test_solutions},
         "test_pairs_in_train": seen, "versions": _versions(),
     }
-    counts = arc.build(args.out, tasks, args.test_subset, num_aug=args.num_aug, seed=args.seed, provenance=provenance,
+    counts = arc_build.build(args.out, tasks, args.test_subset, num_aug=args.num_aug, seed=args.seed,
+                             provenance=provenance,
                        overwrite=args.overwrite)
     print(f"{args.out}\n{counts['tasks']:,} tasks, {counts['training_pairs']:,} training pairs, "
           f"{counts['test_inputs']:,} test inputs; with symmetries {counts['train']['examples']:,} and "
@@ -226,7 +227,7 @@ def make_arc(args) -> None:
           f"test pairs that are training pairs of another task too: {len(seen)}\n{time.time() - started:.1f} s")
 
 
-def summary(path, splits: dict[str, store.Split]) -> str:
+def summary(path, splits: dict[str, dataset.Split]) -> str:
     """A table with a line for every split and source. Last column: mean clues, or log2 of shortest paths of a maze."""
     last = "clues" if splits["train"].log2_paths is None else "log2 paths"
     lines = [f"{path}", f"{'split':6} {'source':32} {'puzzles':>9} {'examples':>10} {'mean rating':>11} {last:>10}"]
@@ -247,8 +248,8 @@ def run_bench(args) -> None:
     """Puzzles/s on one core, prefetching thread included."""
     from trm_jax.data import pipeline  # Grain takes longer to import than most folders to make
 
-    split = store.load(args.path, "train")
-    domain = store.load_domain(args.path, args.puzzle, split.metadata.seq_len)
+    split = dataset.load(args.path, "train")
+    domain = dataset.load_domain(args.path, args.puzzle, split.metadata.seq_len)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     for augment in (True, False) if hasattr(domain, "augment") else (False,):

@@ -22,7 +22,7 @@ import grain
 import grain.experimental
 import numpy as np
 
-from trm_jax.data.store import IGNORE_LABEL_ID, DatasetError, Split
+from trm_jax.data.dataset import IGNORE_LABEL_ID, DatasetError, Split
 
 Batch = dict[str, np.ndarray]
 

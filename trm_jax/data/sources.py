@@ -18,8 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from trm_jax import puzzles
-from trm_jax.data import store
-from trm_jax.data.store import DatasetError
+from trm_jax.data import dataset
+from trm_jax.data.dataset import DatasetError
 
 HEADER = ["source", "question", "answer", "rating"]
 PIECE_BYTES = 8 << 20
@@ -62,7 +62,7 @@ def choose(examples: Examples, name: str, *, min_rating: int | None = None, subs
     return examples
 
 
-def to_split(examples: Examples, domain, *, num_aug: int = 0, seed: int = 0) -> store.Split:
+def to_split(examples: Examples, domain, *, num_aug: int = 0, seed: int = 0) -> dataset.Split:
     """Each example, followed by `num_aug` random symmetries of it, becomes a group of 1 + num_aug puzzles."""
     copies = 1 + num_aug
     inputs, labels = examples.inputs, examples.labels
@@ -74,7 +74,7 @@ def to_split(examples: Examples, domain, *, num_aug: int = 0, seed: int = 0) -> 
             shuffled = domain.augment(inputs[part], labels[part], rng)
             fresh = np.arange(len(inputs[part])) % copies > 0  # the first of each group stays as it was
             inputs[part][fresh], labels[part][fresh] = shuffled[0][fresh], shuffled[1][fresh]
-    return store.make_split(
+    return dataset.make_split(
         inputs, labels, vocab_size=domain.vocab_size, group_indices=np.arange(len(examples) + 1) * copies,
         sources=np.repeat(examples.sources, copies), source_names=examples.source_names,
         ratings=np.repeat(examples.ratings, copies), subsample=examples.rows,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from trm_jax import config
-from trm_jax.errors import UserError
+from trm_jax.runtime.errors import UserError
 
 WHOLE = 256  # tokens up to which `auto` takes the whole: there the scores are no more than the rest of a layer
 SCORES = 2**24  # of `blocks`, 64 MiB in float32

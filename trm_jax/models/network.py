@@ -9,25 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from trm_jax import config
+from trm_jax.data.shape import Shape
 from trm_jax.models.layers import Block, Rope, swiglu_hidden, truncated_normal
 from trm_jax.recursion import RECURSIONS, Core, Cores, Cycle, Latents, several
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What the data decides: S grid tokens, V vocabulary, rows of the puzzle table."""
-
-    seq_len: int
-    vocab_size: int
-    num_puzzle_identifiers: int = 1
 
 
 class Network(nn.Module):
@@ -113,6 +106,14 @@ def through(layers, h):
 def prefix_len(arch: config.Arch) -> int:
     """P, prefix positions in front of the grid."""
     return arch.puzzle_emb_len or -(-arch.puzzle_emb_ndim // arch.hidden_size)
+
+
+class Weights(NamedTuple):
+    """What answering takes: the evaluated parameters (EMA if the run keeps one), latents and puzzle table."""
+
+    params: Any
+    fixed: Any
+    table: Array | None
 
 
 @dataclasses.dataclass(frozen=True)

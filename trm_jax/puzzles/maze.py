@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from trm_jax.puzzles import PuzzleError, Symmetry, maze_search
+from trm_jax.puzzles.generation import distinct, in_threads
 from trm_jax.puzzles.maze_search import FREE, GOAL, PATH, START, WALL
-from trm_jax.puzzles.stream import distinct, in_threads
 
 SYMBOLS = "?# SGo"
 MOST_SIDE = 128
@@ -30,7 +30,7 @@ _BOLD, _RED, _PATH, _CHANGED, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[1;32m", "\x1
 _NAMES = {WALL: "a wall", FREE: "a free cell", START: "the start S", GOAL: "the goal G", PATH: "a path cell"}
 
 
-class Verdict(NamedTuple):
+class MazeVerdict(NamedTuple):
     kept: np.ndarray  # [B] bool: the answer is the maze, but for free cells that it marks as path
     path: np.ndarray  # [B] bool: the marked cells are free and, in a row, lead from S to G: no branch, no stray mark
     shortest: np.ndarray  # [B] bool: they do, and there is no shorter way
@@ -164,8 +164,8 @@ class Maze:
         if self.solve(inputs[None]).steps[0] < 0:
             raise PuzzleError("no way leads from S to G")
 
-    def verify(self, inputs: np.ndarray, answers: np.ndarray) -> Verdict:
-        """inputs [..., S], answers [..., S] (any integers, the shapes broadcast) -> Verdict of [...].
+    def verify(self, inputs: np.ndarray, answers: np.ndarray) -> MazeVerdict:
+        """inputs [..., S], answers [..., S] (any integers, the shapes broadcast) -> MazeVerdict of [...].
 
         Marked cells lead from S to G if every one of them touches exactly two cells that are marked, S or G, and S
         and G touch one: a way that runs along beside itself is not told from one with a branch. No shortest path
@@ -176,7 +176,7 @@ class Maze:
         flat = [np.array(a.reshape(-1, self.seq_len), order="C") for a in (inputs, answers)]
         found = np.empty((3, len(flat[0])), bool)
         maze_search.verify_range(*flat, self.cols, self._ways, *found)
-        return Verdict(*(rule.reshape(shape) for rule in found))
+        return MazeVerdict(*(rule.reshape(shape) for rule in found))
 
     def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         """Why verify does not accept answer [S] to inputs [S]; "" if it does."""

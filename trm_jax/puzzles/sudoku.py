@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from trm_jax.puzzles import PuzzleError, Symmetry, sudoku_search
-from trm_jax.puzzles.stream import distinct
-from trm_jax.puzzles.stream import in_threads as _in_threads
+from trm_jax.puzzles.generation import distinct
+from trm_jax.puzzles.generation import in_threads as _in_threads
 
 _DIGITS = "123456789ABCDEFG"
 _LINES = "|+\u2502\u2500\u253c"  # drawn between boxes, by hand or by render
@@ -21,7 +21,7 @@ _CHECK_GUESSES = 5_000  # 9x9 stays far below; only 16x16 with few clues gets he
 _BOLD, _CYAN, _CHANGED, _RESET = "\x1b[1m", "\x1b[36m", "\x1b[30;43m", "\x1b[0m"
 
 
-class Verdict(NamedTuple):
+class SudokuVerdict(NamedTuple):
     complete: np.ndarray  # [B] bool: every cell holds a digit
     rules: np.ndarray  # [B] bool: no digit twice in a row, column or box, among the digits present
     clues: np.ndarray  # [B] bool: every clue is kept
@@ -37,7 +37,7 @@ class Solutions(NamedTuple):
     guesses: np.ndarray  # [B] int32: cells branched on
 
 
-class Puzzles(NamedTuple):
+class GeneratedSudokus(NamedTuple):
     inputs: np.ndarray  # [B, S] uint8
     labels: np.ndarray  # [B, S] uint8: the only solution
     rating: np.ndarray  # [B] int32
@@ -163,15 +163,15 @@ class Sudoku:
         if reasons := self.conflicts(inputs):
             raise PuzzleError("the clues contradict each other: " + "; ".join(reasons))
 
-    def verify(self, inputs: np.ndarray, answers: np.ndarray) -> Verdict:
-        """inputs [..., S], answers [..., S] (any integers, the shapes broadcast) -> Verdict of [...]."""
+    def verify(self, inputs: np.ndarray, answers: np.ndarray) -> SudokuVerdict:
+        """inputs [..., S], answers [..., S] (any integers, the shapes broadcast) -> SudokuVerdict of [...]."""
         inputs, answers = self._grids(inputs), self._grids(answers)
         digit = (answers >= 2) & (answers < self.vocab_size)
         bits = np.where(digit, np.int32(1) << np.where(digit, answers - 2, 0).astype(np.int32), 0).astype(np.int32)
         units = bits[..., self._units]  # [..., 3n, n]
         once = np.bitwise_or.reduce(units, axis=-1) == units.sum(axis=-1, dtype=np.int32)
         clues = ((inputs < 2) | (inputs == answers)).all(axis=-1)
-        return Verdict(*np.broadcast_arrays(digit.all(axis=-1), once.all(axis=-1), clues))
+        return SudokuVerdict(*np.broadcast_arrays(digit.all(axis=-1), once.all(axis=-1), clues))
 
     def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         """Why verify does not accept answer [S] to inputs [S]; "" if it does."""
@@ -203,7 +203,7 @@ class Sudoku:
         _in_threads(work, B)
         return Solutions(counts, answers, guesses)
 
-    def generate(self, n: int, seed: int, *, blanks: int | None = None, clues: int | None = None) -> Puzzles:
+    def generate(self, n: int, seed: int, *, blanks: int | None = None, clues: int | None = None) -> GeneratedSudokus:
         """n different puzzles with exactly one solution each: with that many blanks or clues, else minimal.
 
         Minimal means that no clue can be removed (about 24 clues at 9x9). The puzzles are the distinct ones, in order,
@@ -239,7 +239,7 @@ class Sudoku:
             return good, inputs, labels, rating
 
         what = f"{self.side}x{self.side} puzzles with {clues or 'minimal'} clues"
-        return Puzzles(*distinct(n, candidates, patience, what))
+        return GeneratedSudokus(*distinct(n, candidates, patience, what))
 
     # Symmetries
 

@@ -1,0 +1,163 @@
+"""The door for configs: every field with its default and meaning, and what is allowed in it.
+
+An experiment file builds an `ml_collections.ConfigDict` from `default()`; `parse` turns it into frozen
+dataclasses and refuses, by name, what cannot work. Behind the door nobody reads a ConfigDict.
+Field names are those of the published code where there is one, so that a published recipe can be typed in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from typing import Literal
+
+from trm_jax.runtime.errors import UserError
+
+Axis = Literal["feature", "token"]
+
+
+class ConfigError(UserError):
+    """A config that cannot work; the message lists every fault by field, value and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """The network and how often it is applied."""
+
+    loss: Loss = Loss()
+    recursion: Literal["y_z", "single_z", "multi_z", "direct"] = "y_z"  # see recursion.py
+    H_cycles: int = 2  # outer cycles at the first step; grows by curriculum_milestones
+    L_cycles: int = 2  # inner cycles per outer cycle at the first step; grows by curriculum_L_milestones
+    H_layers: int = 0  # blocks in a second network f_H that updates the answer (HRM); 0: one network does both
+    L_layers: int = 1  # blocks in the core
+    hidden_size: int = 512
+    num_heads: int = 8  # attention only
+    expansion: float = 4.0  # SwiGLU: hidden = 256 * ceil(round(expansion * width * 2/3) / 256)
+    mlp_hidden_size: int = 0  # 0: by expansion. Otherwise the channel SwiGLU's hidden size itself
+    mixer_hidden_size: int = 0  # 0: by expansion. Otherwise the token-mixing SwiGLU's hidden size itself
+    mlp_t: bool = True  # tokens are mixed by a SwiGLU over the sequence; False: by attention
+    # auto: of long sequences the scores are never all alive at once, by cuDNN's fused attention where it can be had
+    # (NVIDIA GPUs, bfloat16), else block by block. See models/attention.py.
+    attention: Literal["auto", "whole", "blocks", "cudnn"] = "auto"
+    pos_encodings: Literal["none", "rope", "learned"] = "none"
+    rope_theta: float = 10000.0
+    rope_columns: int = 0  # 0: rotary positions count along the flattened grid. Otherwise its width: row and column
+    rms_norm_eps: float = 1e-5
+    mixer_norm_axis: Axis = "feature"  # axis of the norm after token mixing: RSM "feature", TRM's MLP-T "token"
+    mlp_norm_axis: Axis = "feature"  # axis of the norm after the channel SwiGLU
+    puzzle_emb_ndim: int = 512  # width of a row of the puzzle table; 0: no prefix at all
+    puzzle_emb_len: int = 16  # prefix positions; 0: ceil(puzzle_emb_ndim / hidden_size)
+    tie_head: bool = True  # logits from the token embedding (RSM); False: a head of its own (HRM, TRM)
+    halting_head: bool = False  # q_halt, q_continue from the first position (HRM, TRM)
+    forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # activations; parameters and losses stay float32
+    remat: bool = True  # the backward pass computes a core call anew instead of keeping what is inside of it
+    grad_calls: int = 0  # gradient through so many last core calls of the last cycle (HRM: 2); 0: all L_cycles + 1
+    supervision: Literal["terminal", "deep"] = "terminal"  # one loss per puzzle (RSM), or several with a carry
+    # Terminal supervision.
+    prob_detach_prev_H: float = 0.99  # probability that the last but one outer update is detached too
+    # Deep supervision.
+    halt_max_steps: int = 16  # supervision steps on a puzzle at most; without a halting head, always
+    halt_exploration_prob: float = 0.1  # probability of not halting before a step drawn from 2 .. halt_max_steps
+    no_ACT_continue: bool = True  # halt if q_halt > 0 (TRM). False: if q_halt > q_continue, which is trained too (HRM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Deepen:
+    """What brings states deeper than H into training. Ours, off in the published recipe."""
+
+    carry_share: float = 0.0  # share of the batch's slots that may keep puzzle and latents for the next step
+    carry_keep_prob: float = 0.9  # probability that such a slot does keep them
+    tail_prob: float = 0.0  # probability of a step whose H is drawn log-uniformly from H to tail_max_H
+    tail_max_H: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    puzzle: Literal["sudoku", "maze", "arc"] = "sudoku"  # the domain: codec, verifier, augmentation
+    path: str = "data/sudoku"  # dataset folder, as `python -m trm_jax.data` writes it
+    make: str = ""  # the command that makes the folder, shown when it is missing
+    augment: bool = False  # a fresh symmetry of every training puzzle each time it is drawn; ARC's are in the folder
+    # fixed: the labels of the dataset. random_path: of every training maze a shortest path, drawn uniformly each time
+    # it is drawn; exact match then means little, and the best checkpoint is the one with most shortest paths.
+    labels: Literal["fixed", "random_path"] = "fixed"
+
+    @property
+    def how_to_make(self) -> str:
+        """The command that makes the folder at `path`, wherever `make` would put it."""
+        return re.sub(r"--out[ =]\S+", lambda _: f"--out {shlex.quote(self.path)}", self.make)
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    # Depths at which answers are scored, all in one unroll: in outer cycles with terminal supervision, in
+    # supervision steps (of H_cycles outer cycles each) with deep supervision.
+    H_test: tuple[int, ...] = (16,)
+    L_test: tuple[int, ...] = ()  # inner cycles; one unroll each. (): the L of the last training step
+    interval_steps: int = 0  # 0: only after the last step
+    batch_size: int = 512
+    max_examples: int = 0  # 0: the whole test set; otherwise a seeded sample of this many
+    settled_cycles: int = 4  # settled: the answer has not changed for this many units of H_test
+    stop_halted: bool = False  # a puzzle's answer stays as it is once the halting head wants to stop
+    # Besides, answer each puzzle as a solver would (see inference.py): to the last of H_test, done when it has settled
+    # or the rules accept it, and tried again if they do not, up to so many times in all. 0: do not.
+    restarts: int = 0
+    vary: Literal["symmetry", "start", "cycle"] = "symmetry"  # what tells restarts apart
+    sigma: float = 0.3  # standard deviation of the noise (vary: start, cycle)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    interval_steps: int = 1000  # also saved after the last step
+    keep_last: int = 2
+    keep_best: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    interval_steps: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is. Groups with a lower-case name below are sections of the config."""
+
+    arch: Arch = Arch()
+    deepen: Deepen = Deepen()
+    data: Data = Data()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+
+    seed: int = 0
+    global_batch_size: int = 512
+    epochs: int = 2  # length of the run in passes over the groups of the training set
+    total_steps: int = 0  # length of the run in optimiser steps; 0: from epochs
+
+    optimizer: Literal["adam_atan2", "adamw"] = "adam_atan2"
+    lr: float = 1e-3
+    lr_min_ratio: float = 0.02  # the cosine ends at lr * lr_min_ratio
+    lr_warmup_steps: int = 2000
+    beta1: float = 0.8
+    beta2: float = 0.9
+    adam_eps: float = 1e-8  # AdamW only
+    weight_decay: float = 0.1
+    grad_clip_norm: float = 1.0  # 0: no clipping
+    puzzle_emb_lr: float = 1e-4  # sign-SGD of the puzzle table
+    puzzle_emb_weight_decay: float = 1.0
+    ema: bool = True  # evaluate an exponential moving average of the parameters
+    ema_rate: float = 0.999
+
+    curriculum_milestones: tuple[float, ...] = ()  # percent of all steps at which H grows
+    curriculum_heads_to_add: tuple[int, ...] = ()  # by how much
+    curriculum_L_milestones: tuple[float, ...] = ()  # percent of all steps at which L grows
+    curriculum_L_to_add: tuple[int, ...] = ()
+    transition_lr_warmup_steps: int = 0  # after each growth the learning rate ramps from 0 over this many steps
+    optimizer_reset_scale: float = 1.0  # the optimiser's moments are multiplied by this at each growth
+
+

@@ -1,0 +1,142 @@
+"""What a config cannot be: ranges, and fields that contradict each other."""
+
+from __future__ import annotations
+
+import functools
+
+from trm_jax.config.fields import Experiment
+
+
+def _impossible(e: Experiment) -> list[str]:
+    """What types cannot tell: ranges, and fields that contradict each other."""
+    faults = []
+
+    def get(name: str):
+        return functools.reduce(getattr, name.split("."), e)
+
+    def need(ok: bool, name: str, rule: str):
+        if not ok:
+            faults.append(f"{name} = {get(name)!r}: {rule}")
+
+    for name in ("arch.L_layers", "arch.hidden_size", "arch.num_heads", "arch.halt_max_steps",
+                 "global_batch_size", "epochs", "eval.batch_size", "eval.settled_cycles",
+                 "checkpoint.interval_steps", "checkpoint.keep_last", "log.interval_steps"):
+        need(get(name) >= 1, name, "must be at least 1")
+    _impossible_recursion(e, need)
+    _impossible_supervision(e, need)
+    for name in ("arch.H_layers", "arch.grad_calls", "arch.puzzle_emb_ndim", "arch.puzzle_emb_len",
+                 "arch.mlp_hidden_size", "arch.mixer_hidden_size", "seed", "total_steps", "lr_warmup_steps",
+                 "eval.interval_steps", "eval.max_examples", "eval.restarts", "eval.sigma", "grad_clip_norm",
+                 "transition_lr_warmup_steps", "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay",
+                 "optimizer_reset_scale", "puzzle_emb_lr", "lr"):
+        need(get(name) >= 0, name, "must not be negative")
+    for name in ("arch.prob_detach_prev_H", "arch.halt_exploration_prob", "deepen.carry_share",
+                 "deepen.carry_keep_prob", "deepen.tail_prob", "lr_min_ratio"):
+        need(0 <= get(name) <= 1, name, "is a share, from 0 to 1 (not percent)")
+    need(e.seed < 2**32, "seed", "must be under 2**32: jax would drop the digits above")
+    for name in ("beta1", "beta2", "ema_rate"):
+        need(0 <= getattr(e, name) < 1, name, "must be at least 0 and under 1")
+    need(e.data.labels == "fixed" or e.data.puzzle == "maze", "data.labels", "is for data.puzzle = 'maze'")
+    need(not e.data.augment or e.data.puzzle != "arc", "data.augment",
+         "must be False for data.puzzle = 'arc': its symmetries are puzzles of the dataset folder, with identifiers of "
+         "their own; python -m trm_jax.data arc --num_aug says how many")
+    need(e.arch.expansion > 0, "arch.expansion", "must be positive")
+    need(e.arch.rms_norm_eps > 0, "arch.rms_norm_eps", "must be positive")
+    _impossible_attention(e, need)
+    if e.arch.puzzle_emb_ndim == 0:
+        need(e.arch.puzzle_emb_len == 0, "arch.puzzle_emb_len",
+             "must be 0 when arch.puzzle_emb_ndim = 0 (there is no prefix)")
+    elif e.arch.puzzle_emb_len:
+        need(e.arch.puzzle_emb_ndim <= e.arch.puzzle_emb_len * e.arch.hidden_size, "arch.puzzle_emb_ndim",
+             f"does not fit into puzzle_emb_len * hidden_size = {e.arch.puzzle_emb_len * e.arch.hidden_size}")
+    for milestones, amounts in (("curriculum_milestones", "curriculum_heads_to_add"),
+                                ("curriculum_L_milestones", "curriculum_L_to_add")):
+        m, a = getattr(e, milestones), getattr(e, amounts)
+        need(len(m) == len(a), amounts, f"must have one entry for each of {milestones} ({len(m)}), has {len(a)}")
+        need(all(0 < x <= 100 for x in m), milestones, "are percent of all steps, over 0 to 100")
+        need(list(m) == sorted(set(m)), milestones, "must ascend")
+        need(all(x >= 0 for x in a), amounts, "must not be negative")
+    deepest = e.arch.H_cycles + sum(e.curriculum_heads_to_add)
+    need(e.deepen.tail_prob == 0 or e.deepen.tail_max_H >= deepest, "deepen.tail_max_H",
+         f"must be at least the H that the curriculum ends at, {deepest}")
+    need(len(e.eval.H_test) > 0 and all(h >= 1 for h in e.eval.H_test), "eval.H_test", "needs entries of at least 1")
+    need(list(e.eval.H_test) == sorted(set(e.eval.H_test)), "eval.H_test", "must ascend")
+    need(all(l >= 1 for l in e.eval.L_test), "eval.L_test", "needs entries of at least 1")
+    need(e.eval.restarts == 0 or e.data.puzzle != "arc", "eval.restarts", "must be 0: ARC has no rules to verify by")
+    need(e.eval.restarts < 2 or e.eval.vary == "symmetry" or e.eval.sigma > 0, "eval.sigma",
+         "must be positive: restarts that differ by noise need some")
+    return faults
+
+
+def no_cudnn(head: int, forward_dtype: str) -> str:
+    """Why cuDNN's attention cannot be had for heads of this size and this dtype; "" if it can."""
+    if forward_dtype != "bfloat16":
+        return f"cuDNN's needs arch.forward_dtype = 'bfloat16', not {forward_dtype!r}"
+    if head % 8 or head > 128:
+        return f"cuDNN's needs a head size, hidden_size / num_heads, that 8 divides and of at most 128, not {head}"
+    return ""
+
+
+def _impossible_attention(e: Experiment, need) -> None:
+    a = e.arch
+    head, rest = divmod(a.hidden_size, max(a.num_heads, 1))
+    need(a.rope_columns >= 0, "arch.rope_columns", "must not be negative")
+    need(not a.rope_columns or a.pos_encodings == "rope", "arch.rope_columns", "needs arch.pos_encodings = 'rope'")
+    if a.mlp_t:
+        need(a.pos_encodings != "rope", "arch.pos_encodings", "RoPE needs attention; set arch.mlp_t = False")
+        need(a.attention == "auto", "arch.attention", "has no meaning without attention (mlp_t = True)")
+        return
+    need(rest == 0, "arch.num_heads", f"must divide arch.hidden_size = {a.hidden_size}")
+    need(a.mixer_hidden_size == 0, "arch.mixer_hidden_size", "has no meaning with attention (mlp_t = False)")
+    if rest == 0 and a.pos_encodings == "rope":
+        need(head % 2 == 0, "arch.num_heads", "RoPE needs an even head size, hidden_size / num_heads")
+        need(head % 4 == 0 or not a.rope_columns, "arch.num_heads",
+             "RoPE by row and column needs a head size, hidden_size / num_heads, that 4 divides")
+    if rest == 0 and a.attention == "cudnn":
+        need(not no_cudnn(head, a.forward_dtype), "arch.attention", no_cudnn(head, a.forward_dtype))
+
+
+def _impossible_recursion(e: Experiment, need) -> None:
+    a = e.arch
+    transition = a.supervision == "terminal" and a.prob_detach_prev_H != 1
+    need(a.H_cycles >= 1 + transition, "arch.H_cycles", f"must be at least {1 + transition}"
+         + (" in training (the transition and the active cycle)" if transition else ""))
+    if a.recursion == "direct":
+        need(a.L_cycles == 0, "arch.L_cycles", "must be 0 with arch.recursion = 'direct' (there are no inner cycles)")
+    else:
+        need(a.L_cycles >= 1, "arch.L_cycles", "must be at least 1")
+    if a.recursion in ("single_z", "direct"):
+        need(a.H_layers == 0, "arch.H_layers",
+             f"must be 0 with arch.recursion = {a.recursion!r}: there is one latent, and one network that updates it")
+    if a.recursion in ("multi_z", "direct"):
+        why = f"with arch.recursion = {a.recursion!r} the number of inner cycles is fixed by what there is to update"
+        need(not e.curriculum_L_milestones, "curriculum_L_milestones", f"must be empty: {why}")
+        need(all(L == a.L_cycles for L in e.eval.L_test), "eval.L_test", f"must be empty: {why}")
+    need(a.grad_calls <= a.L_cycles + 1, "arch.grad_calls",
+         f"must be at most L_cycles + 1 = {a.L_cycles + 1}, the calls of the last outer cycle; 0 stands for all")
+
+
+def _impossible_supervision(e: Experiment, need) -> None:
+    a = e.arch
+    if a.halting_head:
+        need(a.puzzle_emb_ndim > 0, "arch.halting_head",
+             "has no position to read from: it reads the first of the prefix, set arch.puzzle_emb_ndim")
+    else:
+        need(not e.eval.stop_halted, "eval.stop_halted", "needs arch.halting_head = True")
+    if a.supervision == "terminal":
+        need(not a.halting_head, "arch.halting_head", "is trained by arch.supervision = 'deep' only")
+        need(a.no_ACT_continue, "arch.no_ACT_continue", "needs arch.supervision = 'deep' and a halting head")
+        return
+    if not a.halting_head:
+        need(a.no_ACT_continue, "arch.no_ACT_continue", "ACT needs arch.halting_head = True")
+        need(a.halt_exploration_prob == 0, "arch.halt_exploration_prob",
+             "must be 0 without a halting head: every puzzle takes halt_max_steps steps")
+    need(a.halt_exploration_prob == 0 or a.halt_max_steps >= 2, "arch.halt_max_steps",
+         "must be at least 2 with halt_exploration_prob > 0")
+    need(a.prob_detach_prev_H == 1, "arch.prob_detach_prev_H",
+         "must be 1 with arch.supervision = 'deep': all cycles but the last are detached there")
+    for name in ("curriculum_milestones", "curriculum_L_milestones"):
+        need(not getattr(e, name), name, "need arch.supervision = 'terminal': a carry is of one depth")
+    for name in ("carry_share", "tail_prob"):
+        need(getattr(e.deepen, name) == 0, f"deepen.{name}",
+             "needs arch.supervision = 'terminal'; deep supervision has a carry of its own")

@@ -1,0 +1,42 @@
+"""A dataset folder together with the domain that it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from trm_jax import puzzles
+from trm_jax.config import Experiment
+from trm_jax.data import dataset
+from trm_jax.data.shape import Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset folder and the domain it belongs to."""
+
+    train: dataset.Split
+    test: dataset.Split
+    domain: puzzles.Domain
+
+    @classmethod
+    def load(cls, experiment: Experiment) -> Dataset:
+        """Raises store.DatasetError, with the command that makes the folder if it is missing."""
+        d = experiment.data
+        train, test = (dataset.load(d.path, split, make=d.how_to_make) for split in ("train", "test"))
+        for field in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
+            a, b = getattr(train.metadata, field), getattr(test.metadata, field)
+            if a != b:
+                raise dataset.DatasetError(f"{d.path}: {field} is {a} in train but {b} in test")
+        domain = dataset.load_domain(d.path, d.puzzle, train.metadata.seq_len)
+        if domain.name != d.puzzle:
+            raise dataset.DatasetError(f"{d.path} is a {domain.name} dataset, but data.puzzle = {d.puzzle!r}")
+        if (columns := experiment.arch.rope_columns) not in (0, domain.grid[1]):
+            raise dataset.DatasetError(f"arch.rope_columns = {columns}, but the grids of {d.path} have "
+                                       f"{domain.grid[1]} "
+                                     "columns")
+        return cls(train, test, domain)
+
+    @property
+    def shape(self) -> Shape:
+        m = self.train.metadata
+        return Shape(m.seq_len, m.vocab_size, m.num_puzzle_identifiers)

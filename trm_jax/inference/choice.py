@@ -1,0 +1,66 @@
+"""Jobs that have stopped, and which of them answers its puzzle."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+BUDGET, SETTLED, CONVERGED, VERIFIED, CANCELLED = range(5)
+STOPS = ("budget", "settled", "converged", "verified", "cancelled")  # why a job stopped, by Jobs.stop
+CRITERIA = ("verified", "residual", "halting", "vote", "settled")
+ORDER = CRITERIA[:4]
+
+
+class Jobs(NamedTuple):
+    """J jobs that were begun, in the order in which they stopped; or the chosen one of each puzzle."""
+
+    puzzle: np.ndarray  # int [J]
+    restart: np.ndarray  # int [J]
+    tokens: np.ndarray  # uint8 [J, S], as an answer to the puzzle itself
+    verified: np.ndarray  # bool [J]; False without a verifier
+    stop: np.ndarray  # int [J] into STOPS
+    cycles: np.ndarray  # int [J], cycles done
+    since: np.ndarray  # int [J], the cycle that brought this answer
+    residual: np.ndarray  # float [J], of the last cycle
+    q_halt: np.ndarray  # float [J], logit; 0 without a halting head
+
+    def take(self, rows) -> Jobs:
+        return Jobs(*(array[rows] for array in self))
+
+
+def choose(jobs: Jobs, n: int, by: tuple[str, ...] = ORDER) -> np.ndarray:
+    """int [n], the job whose answer each puzzle gets; -1 where none was begun.
+
+    Criteria in their order, each where those before do not tell: verified; the smaller power of ten of the residual
+    (its digits are noise, and would leave nothing to those that follow); the higher halting logit; the answer that most
+    jobs of the puzzle came to; the one that has stood since an earlier cycle. Then the first restart. A cancelled job
+    is taken only if there is no other.
+    """
+    keys = [jobs.restart]
+    for name in reversed(by):
+        if name == "verified":
+            keys.append(~jobs.verified)
+        elif name == "residual":
+            with np.errstate(divide="ignore"):
+                keys.append(np.floor(np.log10(jobs.residual.astype(np.float64))))
+        elif name == "halting":
+            keys.append(-jobs.q_halt)
+        elif name == "settled":
+            keys.append(jobs.since)
+        else:
+            keys.append(-votes(jobs))
+    order = np.lexsort((*keys, jobs.stop == CANCELLED, jobs.puzzle))
+    puzzles, first = np.unique(jobs.puzzle[order], return_index=True)
+    chosen = np.full(n, -1)
+    chosen[puzzles] = order[first]
+    return chosen
+
+
+def votes(jobs: Jobs) -> np.ndarray:
+    """int [J], how many jobs of the same puzzle came to the same answer; those that were cancelled have no vote."""
+    ballots: dict[tuple[int, bytes], int] = {}
+    keys = [(int(p), t.tobytes()) for p, t in zip(jobs.puzzle, jobs.tokens)]
+    for key, stop in zip(keys, jobs.stop):
+        ballots[key] = ballots.get(key, 0) + (stop != CANCELLED)
+    return np.array([ballots[key] for key in keys], int)

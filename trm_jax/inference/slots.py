@@ -1,0 +1,141 @@
+"""Test-time compute on the device: a batch of slots, each with a job of its own. Pure functions over a core.
+
+    unrolled   the same number of cycles for all, 20,000 of them if you like, in constant memory
+    advance    cycles for B slots, each of which stops by a rule of its own and stands still from there on
+
+and the programs that inference.py, which decides who works on what, runs on batches of slots: `begin`, `refill`,
+`gather`, `advanced`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from trm_jax import recursion
+from trm_jax.recursion import Latents, Watched
+from trm_jax.runtime import distributed
+
+Array = jax.Array
+
+
+class Slots(NamedTuple):
+    """B jobs at work."""
+
+    watched: Watched
+    x: Array  # [T, B, D] embedded puzzles
+    limit: Array  # int32 [B], cycles at most
+    key: Array  # keys [B]
+    sigma: Array  # float32 [B], of the noise before each cycle
+    running: Array  # bool [B]
+
+
+def unrolled(model, weights, inputs: Array, identifiers: Array, cycles: Array, L: int) -> Array:
+    """The answers [B, S] after `cycles` [] cycles, the same for all."""
+    x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
+    latents = model.initial_latents(weights.fixed, inputs.shape[0])
+    latents = recursion.unroll(model.core(weights.params), latents, x, cycles, L, model.test_step)
+    return model.answer(weights.params, latents.y)
+
+
+def disturbed(latents: Latents, keys: Array, sigma: Array) -> Latents:
+    """latents + sigma * N(0, 1). Each of the keys [B] draws for its own example alone; sigma is float32 [B]."""
+    leaves, tree = jax.tree.flatten(latents)
+
+    def draw(key, i, a):
+        noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), (a.shape[0], a.shape[2])), out_axes=1)
+        return a + (sigma[None, :, None] * noise(key)).astype(a.dtype)
+    return jax.tree.unflatten(tree, [draw(keys, i, a) for i, a in enumerate(leaves)])
+
+
+def advance(core, slots: Slots, cycles: Array, enough: Array, settle: Array, tolerance: Array, L: int,
+            decode: Callable[[Array], Array], cycle: recursion.Cycle, noisy: bool = False) -> Slots:
+    """Up to `cycles` [] more cycles for all that are running; fewer when no more than `enough` [] are.
+
+    Args:
+      settle, tolerance: [], as in `inference.Settings`.
+      noisy: whether slots.sigma is looked at.
+    """
+    def go_on(state):
+        done, s = state
+        return (done < cycles) & (jnp.sum(s.running, dtype=jnp.int32) > enough)
+
+    def step(state):
+        done, s = state
+        start = s.watched
+        if noisy:
+            keys = jax.vmap(jax.random.fold_in)(s.key, start.done + 1)
+            start = start._replace(latents=disturbed(start.latents, keys, s.sigma))
+        new = recursion.unroll_watched(core, start, s.x, 1, L, decode, cycle)
+        new = Watched(recursion.select(s.running, new.latents, s.watched.latents, 1),
+                      *(recursion.select(s.running, a, b, 0) for a, b in zip(new[1:], s.watched[1:])))
+        stops = (new.done >= s.limit) | (settle > 0) & (new.unchanged >= settle) | (new.residual <= tolerance)
+        return done + 1, s._replace(watched=new, running=s.running & ~stops)
+    return lax.while_loop(go_on, step, (jnp.int32(0), slots))[1]
+
+
+class Seen(NamedTuple):
+    """What the host looks at after a call of the device."""
+
+    answer: Any  # uint8 [B, S]
+    unchanged: Any  # int32 [B]
+    done: Any  # int32 [B]
+    residual: Any  # float32 [B]
+    q_halt: Any  # float32 [B]; 0 without a halting head
+    running: Any  # bool [B]
+
+
+AXES = Slots(Watched(1, 0, 0, 0, 0), 1, 0, 0, 0, 0)  # where the batch is; the latents' for all of them
+
+
+def _each(function: Callable[..., Any], *slots: Slots) -> Slots:
+    """function(axis of the batch, array of each of the slots), array by array."""
+    return jax.tree.map(lambda axis, *parts: jax.tree.map(functools.partial(function, axis), *parts), AXES, *slots)
+
+
+def _split(slots: Slots, mesh: Mesh | None) -> Slots:
+    """The batch over the mesh."""
+    if mesh is None:
+        return slots
+    return _each(lambda axis, a: lax.with_sharding_constraint(a, distributed.batch_sharding(mesh, axis)), slots)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "noisy", "mesh"))
+def begin(model, weights, inputs, identifiers, base, puzzle, restart, limit, sigma, noisy: str,
+           mesh: Mesh | None) -> Slots:
+    """Slots at the start of their jobs. puzzle, restart: int32 [B]; noisy: "", "start" or "cycle"."""
+    B = inputs.shape[0]
+    key = jax.vmap(lambda p, r: jax.random.fold_in(jax.random.fold_in(base, p), r))(puzzle, restart)
+    latents = model.initial_latents(weights.fixed, B)
+    if noisy == "start":
+        latents = disturbed(latents, key, sigma)
+    x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
+    watched = recursion.watch(latents, functools.partial(model.answer, weights.params))
+    return _split(Slots(watched, x, limit, key, sigma, limit > 0), mesh)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def refill(slots: Slots, fresh: Slots, where: Array) -> Slots:
+    return _each(lambda axis, new, old: recursion.select(where, new, old, axis), fresh, slots)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def gather(slots: Slots, rows: Array, mesh: Mesh | None) -> Slots:
+    """The slots `rows` [b], in a batch of their own."""
+    return _split(_each(lambda axis, a: jnp.take(a, rows, axis=axis), slots), mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "L", "noisy"), donate_argnames="slots")
+def advanced(model, weights, slots: Slots, alive, cycles, enough, settle, tolerance, L: int,
+             noisy: bool) -> tuple[Slots, Seen]:
+    slots = advance(model.core(weights.params), slots._replace(running=slots.running & alive), cycles, enough, settle,
+                    tolerance, L, functools.partial(model.answer, weights.params), model.test_step, noisy)
+    w = slots.watched
+    return slots, Seen(w.answer, w.unchanged, w.done, w.residual, model.q_halt(weights.params, w.latents.y),
+                       slots.running)

@@ -1,0 +1,320 @@
+"""What thinking costs, and how best to spend it: three measurements of weights on held-out puzzles.
+
+    python -m trm_jax.bench_inference batching --data=data/sudoku-40       continuous batching against a fixed unroll
+    python -m trm_jax.bench_inference speed --batch_sizes=1,64,512         cycles per second
+    python -m trm_jax.bench_inference spend --data=data/sudoku-hard        restarts against depth, at equal core calls
+
+Weights are a run's (--workdir), a file's or a name (--weights). With --out=FILE.json the result is written there, and
+with `batching` so is every finished batch of the fixed unroll: the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trm_jax.data import dataset
+from trm_jax.inference import command, engine, slots
+from trm_jax.inference.choice import BUDGET, ORDER, STOPS, choose
+from trm_jax.inference.settings import Settings
+from trm_jax.runtime import distributed, files
+from trm_jax.runtime.errors import UserError, guarded
+from trm_jax.runtime.text import human_flops, percent
+from trm_jax.weights import weights_file
+
+
+class BenchError(UserError):
+    """A measurement that cannot be made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """Weights, and n puzzles that they have not seen."""
+
+    export: weights_file.Export
+    inputs: np.ndarray  # uint8 [n, S]
+    labels: np.ndarray  # [n, S]
+    facts: dict[str, Any]  # for the result
+
+    @classmethod
+    def of(cls, export: weights_file.Export, path: str, examples: int) -> Contestant:
+        test = dataset.load(path, "test", make=export.experiment.data.how_to_make)
+        if test.metadata.seq_len != export.shape.seq_len or test.metadata.vocab_size != export.shape.vocab_size:
+            raise BenchError(f"{path} has puzzles of another size than the network's: {test.metadata.seq_len} cells, "
+                             f"not {export.shape.seq_len}")
+        rows = np.arange(test.num_examples)
+        if examples and examples < len(rows):
+            rows = np.sort(np.random.default_rng(0).choice(len(rows), examples, replace=False))
+        sample = "all of the split" if len(rows) == test.num_examples else f"a seeded sample of {test.num_examples}"
+        return cls(export, np.asarray(test.inputs[rows]), np.asarray(test.labels[rows]), {
+            "dataset": path, "examples": len(rows), "sample": sample, "step": export.metadata["step"],
+            "parameters": export.metadata["parameters"], "L": export.metadata["L"],
+            "device": distributed.device_description(), "versions": distributed.versions()})
+
+    def solve(self, settings: Settings, verify: bool = True, limit: int | None = None) -> engine.Results:
+        e, rules = self.export, engine.rules(self.export.domain)
+        return engine.solve(e.model, e.weights, self.inputs[:limit], self.L, settings,
+                               **rules | ({} if verify else {"verify": None}))
+
+    def right(self, tokens: np.ndarray, puzzles: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Answers [k, S] to these puzzles -> bool [k]. Of puzzles with several right answers, what the rules accept."""
+        if hasattr(self.export.domain, "shortest_paths"):
+            return self.export.domain.verify(self.inputs[puzzles], tokens).solved
+        return (tokens == self.labels[puzzles]).all(axis=1)
+
+    @property
+    def L(self) -> int:
+        return self.export.metadata["L"]
+
+    @property
+    def calls(self) -> int:
+        """Core calls of a cycle."""
+        return self.export.model.test_cycles * (self.L + 1)
+
+
+# Continuous batching against a fixed unroll.
+
+
+def batching(subject: Contestant, settings: Settings, fixed_batch: int, out: Path | None) -> dict[str, Any]:
+    """Both to settings.max_cycles; compiling is not counted, the two programs having run once before."""
+    results = {}
+    for name, verify in (("settling", False), ("settling_or_verified", True)):
+        subject.solve(dataclasses.replace(settings, max_cycles=2 * engine.LONG), verify, 2 * settings.batch_size)
+        r = subject.solve(settings, verify)
+        right = subject.right(r.answers.tokens)
+        results[name] = {
+            "seconds": r.seconds, "core_calls": r.core_calls, "cycles": r.cycles, "right": int(right.sum()),
+            "verified": int(r.answers.verified.sum()), "mean_cycles": float(r.answers.cycles.mean()),
+            "most_cycles": int(r.answers.cycles.max()), "stops": {
+                name: int((r.answers.stop == i).sum()) for i, name in enumerate(STOPS)}}
+        results[name]["answers"] = r.answers
+    tokens, seconds = _fixed(subject, settings.max_cycles, fixed_batch, out)
+    n = len(tokens)
+    calls = -(-n // fixed_batch) * fixed_batch * settings.max_cycles * subject.calls
+    right = subject.right(tokens)
+    for of in results.values():
+        answers = of.pop("answers")
+        stopped = answers.stop != BUDGET
+        same = (answers.tokens == tokens).all(axis=1)
+        of |= {"finished": int(stopped.sum()), "finished_and_same": int((stopped & same).sum()),
+               "finished_differing": {"right": int((stopped & ~same & subject.right(answers.tokens)).sum()),
+                                      "fixed_right": int((stopped & ~same & right).sum())},
+               "fewer_core_calls": calls / of["core_calls"], "fewer_seconds": seconds / of["seconds"]}
+    return {"limit": settings.max_cycles, "settle": settings.settle, "batch_size": settings.batch_size,
+            "fixed": {"batch_size": fixed_batch, "seconds": seconds, "core_calls": calls, "right": int(right.sum())},
+            **results}
+
+
+def _fixed(subject: Contestant, cycles: int, batch: int, out: Path | None) -> tuple[np.ndarray, float]:
+    """(answers [n, S], seconds without compiling) of the same number of cycles for all."""
+    e = subject.export
+    program = jax.jit(slots.unrolled, static_argnames=("model", "L"))
+    n, kept = len(subject.inputs), out and out.with_suffix(".fixed.npz")
+    tokens, seconds, done = np.zeros_like(subject.inputs), 0.0, 0
+    if kept and kept.is_file():
+        with np.load(kept) as file:
+            if int(file["cycles"]) != cycles or file["inputs"].tobytes() != subject.inputs.tobytes():
+                raise BenchError(f"{kept} is of another measurement; remove it, or give another --out")
+            tokens, seconds, done = file["tokens"], float(file["seconds"]), int(file["done"])
+
+    def run(inputs, cycles):
+        ids = jnp.zeros(batch, jnp.int32)
+        return np.asarray(program(e.model, e.weights, jnp.asarray(inputs), ids, np.int32(cycles), L=subject.L))
+    if done < n:
+        run(np.repeat(subject.inputs[:1], batch, axis=0), 1)
+    while done < n:
+        rows = np.arange(done, done + batch)
+        begun = time.perf_counter()
+        found = run(subject.inputs[np.minimum(rows, n - 1)], cycles)
+        seconds += time.perf_counter() - begun
+        rows = rows[rows < n]
+        tokens[rows], done = found[:len(rows)], done + len(rows)
+        say(f"fixed unroll of {cycles:,} cycles: {done:,} of {n:,} puzzles, {seconds:.0f} s")
+        if kept:
+            new = kept.with_name(kept.name + ".new.npz")
+            np.savez(new, tokens=tokens, seconds=seconds, done=done, cycles=cycles, inputs=subject.inputs)
+            new.replace(kept)
+    return tokens, seconds
+
+
+def show_batching(r: dict[str, Any]) -> str:
+    n, fixed = r["examples"], r["fixed"]
+    lines = [f"{n:,} puzzles of {r['dataset']}, at most {r['limit']:,} cycles of {r['L'] + 1} calls, {r['device']}",
+             f"{'':24}{'seconds':>10}{'core calls':>16}{'right':>8}{'finished':>10}{'same as fixed':>15}"
+             f"{'fewer calls':>13}{'less time':>11}",
+             f"{'fixed unroll':24}{fixed['seconds']:>10.1f}{fixed['core_calls']:>16,}{fixed['right']:>8,}"]
+    for name in ("settling", "settling_or_verified"):
+        of = r[name]
+        lines.append(f"{name.replace('_', ' '):24}{of['seconds']:>10.1f}{of['core_calls']:>16,}{of['right']:>8,}"
+                     f"{of['finished']:>10,}{of['finished_and_same']:>15,}{of['fewer_core_calls']:>12,.0f}x"
+                     f"{of['fewer_seconds']:>10,.0f}x")
+    return "\n".join(lines)
+
+
+# Cycles per second.
+
+
+def speed(subject: Contestant, batch_sizes: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Median of five runs of about `seconds` each, batch sizes taking turns."""
+    e, rates = subject.export, {b: [] for b in batch_sizes}
+    program = jax.jit(slots.unrolled, static_argnames=("model", "L"))
+
+    def run(b, cycles):
+        begun = time.perf_counter()
+        inputs = jnp.asarray(np.resize(subject.inputs, (b, subject.inputs.shape[1])))
+        ids = jnp.zeros(b, jnp.int32)
+        jax.block_until_ready(program(e.model, e.weights, inputs, ids, np.int32(cycles), L=subject.L))
+        return time.perf_counter() - begun
+    cycles = {}
+    for b in batch_sizes:
+        run(b, 1)
+        cycles[b] = max(2, int(seconds / max(1e-6, run(b, 8) / 8)))
+    for _ in range(5):
+        for b in batch_sizes:
+            rates[b].append(cycles[b] / run(b, cycles[b]))
+    per_cycle = subject.export.model.test_cycles * e.model.calls_flops(subject.L + 1)
+    return {"speed": [{"batch_size": b, "cycles_per_second": (rate := statistics.median(rates[b])),
+                       "puzzle_cycles_per_second": b * rate, "core_calls_per_second": b * rate * subject.calls,
+                       "flops_per_second": b * rate * per_cycle, "lowest": min(rates[b]), "highest": max(rates[b])}
+                      for b in batch_sizes]}
+
+
+def show_speed(r: dict[str, Any]) -> str:
+    lines = [f"{r['device']}, {r['L'] + 1} calls a cycle; median of 5",
+             f"{'batch':>8}{'cycles/s':>12}{'puzzle cycles/s':>18}{'':>4}FLOP/s"]
+    return "\n".join(lines + [
+        f"{s['batch_size']:>8,}{s['cycles_per_second']:>12,.1f}{s['puzzle_cycles_per_second']:>18,.0f}{'':>4}"
+        f"{human_flops(s['flops_per_second'])}" for s in r["speed"]])
+
+
+# Restarts against depth.
+
+
+ORDERS = (ORDER[1:], ("vote", "settled"))  # by which to choose without a verifier
+
+
+def spend(subject: Contestant, cycles: int, restarts: Sequence[int], vary: Sequence[str], settings: Settings,
+          report=None) -> dict[str, Any]:
+    """`cycles` for each puzzle, as R jobs of cycles / R each.
+
+    Right answers with the verifier, which takes a puzzle out as soon as it is solved; and without any, when ORDERS
+    choose among R answers, all of which are thought to the end.
+    """
+    rows, n = [], len(subject.inputs)
+    for kind in vary:
+        for R in restarts:
+            if R == 1 and kind != vary[0]:
+                continue
+            job = dataclasses.replace(settings, max_cycles=cycles // R, restarts=R, vary=kind, settle=0)
+            blind = subject.solve(job, verify=False)
+            asked = subject.solve(job)
+            any_right = np.zeros(len(subject.inputs), bool)
+            np.logical_or.at(any_right, blind.jobs.puzzle, subject.right(blind.jobs.tokens, blind.jobs.puzzle))
+            rows.append({"vary": kind if R > 1 else "", "restarts": R, "cycles_each": cycles // R,
+                         "chosen_by": {" ".join(by): int(subject.right(blind.jobs.tokens[
+                             choose(blind.jobs, n, by)]).sum()) for by in ORDERS},
+                         "right_at_the_end_of_any": int(any_right.sum()),
+                         "with_verifier": int(asked.answers.verified.sum()),
+                         "mean_cycles_with_verifier": asked.cycles / n, "seconds": blind.seconds})
+            if report is not None:
+                report(rows[-1])
+    return {"cycles": cycles, "sigma": settings.sigma, "spend": rows}
+
+
+def show_spend(r: dict[str, Any]) -> str:
+    n = r["examples"]
+    orders = ["by " + ", ".join(by) for by in ORDERS]
+    lines = [f"{n:,} puzzles of {r['dataset']}, {r['cycles']:,} cycles for each; right, in %",
+             f"{'restarts':>10}{'cycles each':>13}  {'they differ by':<16}"
+             + "".join(f"{by:>{len(by) + 2}}" for by in orders)
+             + f"{'in any of them':>16}{'verifier':>10}{'cycles used':>13}"]
+    return "\n".join(lines + [
+        f"{s['restarts']:>10}{s['cycles_each']:>13,}  {s['vary'] or '-':<16}"
+        + "".join(f"{percent(k / n):>{len(by) + 2}}" for by, k in zip(orders, s["chosen_by"].values())) +
+        f"{percent(s['right_at_the_end_of_any'] / n):>16}{percent(s['with_verifier'] / n):>10}"
+        f"{s['mean_cycles_with_verifier']:>13,.1f}" for s in r["spend"]])
+
+
+# The command line.
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trm_jax.bench_inference", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs = parser.add_subparsers(dest="job", required=True)
+
+    def add(name, text):
+        p = jobs.add_parser(name, help=text, description=text)
+        source = p.add_mutually_exclusive_group()
+        source.add_argument("--workdir", help="folder of a run")
+        source.add_argument("--weights", metavar="FILE",
+                            help=f"a weights file or a name (default {weights_file.DEFAULT})")
+        p.add_argument("--compilation_cache", default=distributed.COMPILED, help="folder; empty: none")
+        p.add_argument("--data", help="dataset folder (default: the one that was trained on)")
+        p.add_argument("--examples", type=int, default=1000, help="test puzzles; 0: all (%(default)s)")
+        p.add_argument("--out", type=Path, help="JSON file of the result")
+        return p
+    numbers = functools.partial(_numbers, parser)
+    b = add("batching", "continuous batching against a fixed unroll to the same limit")
+    b.add_argument("--limit", type=int, default=20_000, help="cycles (%(default)s)")
+    b.add_argument("--settle", type=int, default=8, help="cycles of standing still (%(default)s)")
+    b.add_argument("--batch_size", type=int, default=64, help="slots (%(default)s)")
+    b.add_argument("--fixed_batch", type=int, default=64, help="puzzles of a fixed unroll (%(default)s)")
+    s = add("speed", "cycles per second at several batch sizes")
+    s.add_argument("--batch_sizes", type=numbers, default=(1, 64, 512), help="(1,64,512)")
+    s.add_argument("--seconds", type=float, default=2, help="of one of the five runs, about (%(default)s)")
+    p = add("spend", "restarts against depth, at equal core calls")
+    p.add_argument("--cycles", type=int, default=256, help="for each puzzle (%(default)s)")
+    p.add_argument("--restarts", type=numbers, default=(1, 2, 4, 8, 16), help="(1,2,4,8,16)")
+    p.add_argument("--vary", type=lambda text: tuple(text.split(",")), default=("symmetry", "start", "cycle"),
+                   help="(symmetry,start,cycle)")
+    p.add_argument("--sigma", type=float, default=0.3, help="of the noise (%(default)s)")
+    p.add_argument("--batch_size", type=int, default=64, help="slots (%(default)s)")
+    args = parser.parse_args(argv)
+    return guarded(lambda: _run(args), interrupted="finished batches are kept with --out")
+
+
+def _numbers(parser: argparse.ArgumentParser, text: str) -> tuple[int, ...]:
+    found = text.split(",")
+    if not all(number.isdigit() and int(number) for number in found):
+        parser.error(f"{text!r} must be whole numbers from 1, with commas between")
+    return tuple(map(int, found))
+
+
+def _run(args: argparse.Namespace) -> None:
+    export = command.open_source(args)
+    subject = Contestant.of(export, args.data or export.experiment.data.path, args.examples)
+    if args.job == "batching":
+        settings = Settings(max_cycles=args.limit, settle=args.settle, batch_size=args.batch_size)
+        result, show = batching(subject, settings, args.fixed_batch, args.out), show_batching
+    elif args.job == "speed":
+        result, show = speed(subject, args.batch_sizes, args.seconds), show_speed
+    else:
+        settings = Settings(sigma=args.sigma, batch_size=args.batch_size)
+        if uneven := [R for R in args.restarts if args.cycles % R]:
+            raise BenchError(f"--cycles={args.cycles} cannot be shared out among {uneven[0]} restarts evenly")
+        result = spend(subject, args.cycles, args.restarts, args.vary, settings, lambda row: say(str(row)))
+        show = show_spend
+    result = subject.facts | result
+    print(show(result))
+    if args.out:
+        files.write_json(args.out, result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Shows how answers come about, cycle by cycle, on one page that needs nothing but a browser.
+
+    python -m trm_jax.watch "5...27..9..41......5..3..."                            think.html, packaged weights
+    python -m trm_jax.watch --workdir=runs/quick --example=3 --example=40 --out=think.html
+    python -m trm_jax.watch --weights=quick.safetensors --file=puzzles.txt --gif=think.gif --png=think.png
+
+The page holds the puzzles that could be read, and works offline. GIF and PNG (a strip) hold one puzzle each and need
+matplotlib. The exit status is 0 if the verifier accepts every answer, 1 if not, 2 if nothing could be shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import importlib.resources
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trm_jax import puzzles
+from trm_jax.inference import command
+from trm_jax.inference.solver import Answer, SolveError, Solver, Trace
+from trm_jax.reports import pictures
+from trm_jax.runtime.errors import guarded
+from trm_jax.runtime.files import write_file
+from trm_jax.weights import weights_file
+
+MOST_FRAMES = 256  # of a puzzle on a page
+OUT = "think.html"
+
+
+class Film(NamedTuple):
+    """How one puzzle was answered."""
+
+    name: str
+    trace: Trace
+    answer: Answer  # the last one of the trace
+    solution: np.ndarray | None = None  # [S], where it is known
+
+
+def shown_cycles(trace: Trace, most: int = MOST_FRAMES) -> np.ndarray:
+    """The cycles to show of 1 .. n: all, up to `most`; of more, the first half of `most`, then ever fewer up to n.
+
+    The one that brought the last change is always among them.
+    """
+    n, near = len(trace.tokens), most // 2
+    if n <= most:
+        return np.arange(1, n + 1)
+    far = np.geomspace(near, n, most - near).round().astype(int)
+    return np.unique([*range(1, near + 1), *far, trace.stands_since])
+
+
+def page(domain: puzzles.Domain, films: Sequence[Film], title: str, source: str = "") -> str:
+    """The HTML page; `source` is a line at its foot. Texts are shown as they are, whatever they hold."""
+    drawing = pictures.drawing(domain)
+    rows, columns = pictures.used(drawing, np.concatenate([
+        np.concatenate([film.trace.inputs[None], film.trace.tokens]) for film in films]))
+    data = {"drawing": drawing._asdict() | {"rows": rows, "columns": columns}, "unit": films[0].answer.unit,
+            "fault": _fault(domain, films), "verified_as": domain.verified_as or "the solution",
+            "films": [_film(domain, film, rows, columns) for film in films]}
+    # Nothing in the text can end the script element that holds it.
+    safe = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    parts = {"title": html.escape(title), "source": html.escape(source), "data": safe}
+    template = importlib.resources.files("trm_jax.reports").joinpath("page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(title|source|data)\}\}", lambda found: parts[found[1]], template)
+
+
+def _film(domain: puzzles.Domain, film: Film, rows: int, columns: int) -> dict[str, Any]:
+    """JSON of a film of n frames and their first rows and columns, U = rows * columns cells.
+
+    `tokens` and `sure` (0 .. 255) are base64 of bytes [n, U], `faults` of bits [n, U]. `words` are the different
+    reasons and `says` tells which of them each frame has: "" verified, None nothing to judge by.
+    """
+    def cut(cells: np.ndarray) -> np.ndarray:  # [..., S] -> [..., rows, columns]
+        return cells.reshape(*cells.shape[:-1], *domain.grid)[..., :rows, :columns]
+
+    trace, cycles = film.trace, shown_cycles(film.trace)
+    tokens = trace.tokens[cycles - 1].astype(np.uint8)
+    sure = np.nan_to_num(trace.confidence[cycles - 1]).clip(0, 1)
+    reasons = [_reason(domain, film, answer) for answer in tokens]
+    words = list(dict.fromkeys(reasons))
+    return {"name": film.name, "status": film.answer.status, "settled": film.answer.settled,
+            "stands": trace.stands_since, "cycles": cycles.tolist(),
+            "residual": [float(f"{r:.3g}") if np.isfinite(r) else None for r in trace.residual[cycles - 1].tolist()],
+            "words": words, "says": [words.index(reason) for reason in reasons],
+            "inputs": _base64(cut(trace.inputs.astype(np.uint8))), "tokens": _base64(cut(tokens)),
+            "sure": _base64(cut((255 * sure).round().astype(np.uint8))),
+            "faults": _base64(np.packbits(cut(_faults(domain, film, tokens))))}
+
+
+def _fault(domain: puzzles.Domain, films: Sequence[Film]) -> str:
+    """What a cell is that is marked as wrong; "" where none can be."""
+    if hasattr(domain, "faults"):
+        return "in conflict"
+    return "unlike the solution" if any(film.solution is not None for film in films) else ""
+
+
+def _faults(domain: puzzles.Domain, film: Film, tokens: np.ndarray) -> np.ndarray:
+    """tokens [n, S] -> [n, S] bool: what the domain finds wrong; of one that cannot tell, what is not the solution."""
+    if hasattr(domain, "faults"):
+        return domain.faults(film.trace.inputs, tokens)
+    return np.zeros(tokens.shape, bool) if film.solution is None else tokens != film.solution
+
+
+def _reason(domain: puzzles.Domain, film: Film, answer: np.ndarray) -> str | None:
+    if hasattr(domain, "explain"):
+        return domain.explain(film.trace.inputs, answer)
+    if film.solution is None:
+        return None
+    return "" if domain.decode(answer) == domain.decode(film.solution) else "not the solution"
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode()
+
+
+# The command line.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trm_jax.watch", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_source(parser)
+    parser.add_argument("--out", help=f"the page ({OUT}, unless there is --gif or --png)")
+    parser.add_argument("--gif", help="an animation; of several puzzles, one each, numbered")
+    parser.add_argument("--png", help="some of the cycles side by side; of several puzzles, one each, numbered")
+    parser.add_argument("--title", default="Watch it think", help="of the page (%(default)s)")
+    command.add_puzzles(parser)
+    args = parser.parse_args(argv)
+    return guarded(lambda: _watch(args))
+
+
+def _watch(args: argparse.Namespace) -> int:
+    if args.gif or args.png:
+        pictures.pyplot()  # before the long part
+    export = command.open_source(args)
+    asked, solver, films = command.requests_of(args, export), Solver.of(export), []
+    for request in asked:
+        try:
+            trace = command.trace_of(solver, request, args)
+        except puzzles.PuzzleError as error:
+            answer = Answer.refused(error)
+        else:
+            answer = solver.judge_trace(trace, args.settle)
+            films.append(Film(request.name, trace, answer, request.solution))
+        print(f"{request.name}: {answer.status}", file=sys.stderr, flush=True)
+    if not films:
+        raise SolveError("none of the puzzles could be shown; nothing was written")
+    for path in _write(args, export, films):
+        print(path)
+    return 0 if len(films) == len(asked) and all(film.answer.verified for film in films) else 1
+
+
+def _write(args: argparse.Namespace, export: weights_file.Export, films: Sequence[Film]) -> list[str]:
+    """The files that were asked for."""
+    written = []
+    if args.out or not (args.gif or args.png):
+        where = Path(args.workdir or args.weights or weights_file.DEFAULT).name
+        source = f"{where}: {export.model.parameter_count():,} parameters, L = {export.metadata['L']}"
+        written.append(args.out or OUT)
+        write_file(written[0], page(export.domain, films, args.title, source))
+    for wanted, draw in ((args.gif, _gif), (args.png, _png)):
+        for i, film in enumerate(films, 1):
+            if wanted:
+                path = Path(wanted) if len(films) == 1 else Path(wanted).with_stem(f"{Path(wanted).stem}-{i}")
+                draw(export.domain, film, path)
+                written.append(str(path))
+    return written
+
+
+def _gif(domain: puzzles.Domain, film: Film, path: Path) -> None:
+    write_file(path, pictures.animation(domain, film.trace, film.name[:1].upper() + film.name[1:]))
+
+
+def _png(domain: puzzles.Domain, film: Film, path: Path) -> None:
+    solution = film.answer.tokens if film.answer.verified else film.solution  # a maze has other right ones
+    title = f"{film.name[:1].upper()}{film.name[1:]}: {film.answer.status}"
+    pictures.save(pictures.strip(domain, film.trace, title, solution), path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

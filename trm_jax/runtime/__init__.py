@@ -1,0 +1,1 @@
+"""Services over a library each: errors, devices, checkpoints, metrics, files."""

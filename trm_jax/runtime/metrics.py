@@ -1,0 +1,78 @@
+"""What a run reports: a JSON line and TensorBoard scalars per record, and progress on the terminal.
+
+In a run of several processes only process 0 writes; the others may make the same calls.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from trm_jax.runtime.distributed import is_primary
+from trm_jax.runtime.files import _json, write_file
+from trm_jax.runtime.progress import Values, _plain
+
+
+class MetricWriter:
+    """Appends records to `workdir/metrics.jsonl` and `workdir/tensorboard`; a context manager.
+
+    Every record is complete on disk when `write` returns. Records after `resume_step` (0: a new run) are of
+    steps that will be done again: they, and lines that a kill cut short, are removed.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, resume_step: int = 0):
+        self._lines = self._board = None
+        if not is_primary():
+            return
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path, board = workdir / "metrics.jsonl", workdir / "tensorboard"
+        if path.exists():
+            _truncate(path, resume_step)
+        self._lines = path.open("a", encoding="utf-8", buffering=1)
+        purge = resume_step + 1 if board.exists() else None
+        self._board = SummaryWriter(str(board), purge_step=purge, flush_secs=30)
+
+    def write(self, step: int, values: Values) -> None:
+        """Records `values` at `step`. Not-a-number and infinities become the strings "nan", "inf" and "-inf" in
+        JSON, which float() reads, and are left out of TensorBoard.
+
+        Raises:
+          ValueError: a value is not a scalar.
+        """
+        if self._lines is None:
+            return
+        plain = {name: _plain(name, value) for name, value in values.items()}
+        self._lines.write(json.dumps({"step": int(step), **_json(plain)}, allow_nan=False) + "\n")
+        for name, value in plain.items():
+            if not isinstance(value, str) and math.isfinite(value):
+                self._board.add_scalar(name, value, int(step))
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+            self._board.close()
+            self._lines = self._board = None
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _truncate(path: Path, last_step: int) -> None:
+    """Drops the records after `last_step`, and lines that are not records."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("step", last_step + 1) <= last_step:
+            kept.append(line + "\n")
+    write_file(path, "".join(kept))

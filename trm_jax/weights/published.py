@@ -1,0 +1,205 @@
+"""Published weights <-> our parameters: names and layouts of the PyTorch code of HRM, TRM and RSM.
+
+    python -m trm_jax.models.pretrained show FILE                                what is in it, and what it is taken for
+    python -m trm_jax.models.pretrained import FILE --out trm.safetensors        for trm_jax.solve --weights
+    python -m trm_jax.models.pretrained import FILE --out trm.safetensors --config experiments/trm_mlp_sudoku.py
+    python -m trm_jax.models.pretrained export RUN_OR_WEIGHTS --out step_1000    for the published code
+
+FILE is what those projects save: a state dict, or RSM's dict around one; .safetensors as well. Weights do not tell
+everything: the number of heads, H_cycles and L_cycles and some more come from the options here, else from the
+config that was saved in the file or lies beside it (all_config.yaml), else from the published Sudoku recipe; `show`
+says which. With --config all of it is the experiment's, and trm_jax.main --mode=evaluate --weights takes the result.
+
+PyTorch keeps linear weights as [out, in]; ours are [in, out].
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trm_jax import config, puzzles
+from trm_jax.data.shape import Shape
+from trm_jax.models.network import Model, Weights
+from trm_jax.runtime import distributed
+from trm_jax.runtime.errors import guarded
+from trm_jax.weights import torch_files
+from trm_jax.weights.published_names import (
+    TABLE,
+    PretrainedError,
+    core_name,
+    deviations,
+    from_published,
+    prefix_of,
+    split_prefix,
+    state_dict,
+    strip_prefixes,
+)
+
+# The command. It stands above the whole library, so what it needs of the upper floors is imported where it is used.
+
+
+def load(path: str | os.PathLike, experiment: config.Experiment | None = None, **given: Any):
+    """(weights.Export, Inferred) of a published file.
+
+    Args:
+      experiment: whose weights they are. None: one that is inferred, fit for answering puzzles.
+      given: fields of UNTOLD; seq_len; puzzle.
+
+    Raises PretrainedError, FileError, ConfigError or PuzzleError.
+    """
+    from trm_jax.weights import published_systems
+    from trm_jax.weights import weights_file as ours
+    contents = torch_files.read(path)
+    if ours.KEY in contents.extras:
+        raise PretrainedError(f"{path} is a file of trm_jax.weights already")
+    puzzle = given.pop("puzzle", None)
+    saved = published_systems.saved_config(path, contents.extras) or None
+    if experiment is None:
+        found = published_systems.infer(contents.weights, given, saved)
+        domain = _domain(found.shape, puzzle)
+        experiment = config.parse({"arch": dataclasses.asdict(found.arch), "data": {"puzzle": domain.name}})
+        L = found.arch.L_cycles
+    else:
+        seq_len, raw = given.pop("seq_len", None), config.to_json(experiment)
+        raw["arch"] |= {name: value for name, value in given.items() if value is not None}
+        experiment = config.parse(raw)
+        domain = _configured_domain(experiment, seq_len)
+        bare = strip_prefixes(contents.weights)
+        rows = bare[TABLE].shape[0] if TABLE in bare else 1
+        found = published_systems.Inferred("the experiment", experiment.arch,
+                                   Shape(domain.seq_len, domain.vocab_size, rows),
+                                   dict.fromkeys(raw["arch"], "the experiment"))
+        L = contents.extras.get("active_L", experiment.arch.L_cycles + sum(experiment.curriculum_L_to_add))
+    made = from_published(contents.weights, found.arch, found.shape)
+    named = re.search(r"step_(\d+)", Path(path).name)
+    step = int(contents.extras.get("step", named[1] if named else 0))
+    return ours.Export(experiment, found.shape, puzzles.puzzle_of(domain), Weights(*made), {
+        "parameters": "published", "step": step, "total_steps": max(1, step, experiment.total_steps), "L": int(L),
+        "evaluation": None, "dtype": "float32", "versions": distributed.versions(),
+        "source": {"file": os.fspath(path), "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}}), found
+
+
+def _domain(shape: Shape, puzzle: str | None) -> puzzles.Domain:
+    """The one domain with grids and a vocabulary like these."""
+    fits = {}
+    for name in ("sudoku", "maze") if puzzle is None else (puzzle,):
+        try:
+            domain = puzzles.get(name, seq_len=shape.seq_len)
+        except puzzles.PuzzleError:
+            if puzzle is not None:
+                raise
+            continue
+        if domain.vocab_size == shape.vocab_size:
+            fits[name] = domain
+    if len(fits) != 1:
+        raise PretrainedError(f"{' and '.join(fits) or 'no puzzle here'} {'have' if fits else 'has'} grids of "
+                              f"{shape.seq_len} cells and a vocabulary of {shape.vocab_size}: give puzzle"
+                              f"{'' if fits else ', seq_len or puzzle_emb_len'}")
+    return next(iter(fits.values()))
+
+
+def _configured_domain(experiment: config.Experiment, seq_len: int | None) -> puzzles.Domain:
+    """Of an experiment's dataset; while that is not there, of a grid of the published size."""
+    from trm_jax.data import dataset
+    from trm_jax.data.loading import Dataset
+    from trm_jax.data.published import PUBLISHED
+    if seq_len is None:
+        try:
+            return Dataset.load(experiment).domain
+        except dataset.DatasetError:
+            seq_len = PUBLISHED[experiment.data.puzzle][0].seq_len
+    return puzzles.get(experiment.data.puzzle, seq_len=seq_len)
+
+
+def show(path: str | os.PathLike, given: Mapping[str, Any]) -> str:
+    from trm_jax.weights import published_systems
+    contents = torch_files.read(path)
+    bare = strip_prefixes(contents.weights)
+    prefixes = {split_prefix(name)[0] for name in contents.weights}
+    lines = [f"{path}: {len(bare)} tensors under {' and '.join(map(repr, sorted(prefixes)))}"]
+    lines += [f"  {name:<44} {value.dtype}{list(value.shape)}" for name, value in bare.items()]
+    plain = {name: value for name, value in contents.extras.items() if isinstance(value, (int, float, str))}
+    if plain:
+        lines.append("saved with it: " + ", ".join(f"{name} {value}" for name, value in plain.items()))
+    saved = published_systems.saved_config(path, contents.extras) or None
+    found = published_systems.infer(contents.weights, given, saved)
+    count = Model(found.arch, found.shape).parameter_count()
+    lines.append(f"taken for {found.system}, {count:,} parameters; S {found.shape.seq_len}, "
+                 f"V {found.shape.vocab_size}, {found.shape.num_puzzle_identifiers:,} puzzle identifiers")
+    return "\n".join([*lines, published_systems.describe(found)])
+
+
+def _import(args) -> str:
+    from trm_jax.weights import published_systems
+    from trm_jax.weights import weights_file as ours
+    experiment = None
+    if args.config:
+        experiment = config.parse(config.from_file(args.config))
+    given = {name: getattr(args, name) for name in (*OPTIONS, "puzzle")}
+    export, found = load(args.file, experiment, **given)
+    ours.save(args.out, export, args.dtype)
+    lines = [f"{args.out}: {export.model.parameter_count():,} parameters in {args.dtype}, L {export.metadata['L']}"]
+    if not args.config:
+        lines += [published_systems.describe(found),
+                  "  for python -m trm_jax.solve --weights; to evaluate it on a dataset, import it with --config"]
+    return "\n".join(lines)
+
+
+def _export(args) -> str:
+    from trm_jax.weights import weights_file as ours
+    export = ours.read(args.source)
+    arch, m = export.experiment.arch, export.metadata
+    prefix = prefix_of(arch) if args.prefix is None else args.prefix
+    made = state_dict(*export.weights, arch, prefix=prefix)
+    extras = {"step": m["step"], "active_L": m["L"], "config": {"arch": config.to_json(export.experiment)["arch"]}}
+    plain = core_name(arch) != "core" and not args.out.endswith(".safetensors")  # HRM and TRM save nothing beside it
+    torch_files.write(args.out, made, None if plain else extras)
+    lines = [f"{args.out}: {len(made)} tensors under {prefix!r}, as the published code names them"]
+    if other := deviations(arch):
+        lines.append(f"  but not of a network that it has, it would refuse or misread it: {', '.join(other)}")
+    return "\n".join(lines)
+
+
+OPTIONS = {"num_heads": int, "H_cycles": int, "L_cycles": int, "puzzle_emb_len": int, "seq_len": int,
+           "pos_encodings": str, "mixer_norm_axis": str, "forward_dtype": str}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trm_jax.models.pretrained", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    reads = commands.add_parser("import", help="published weights into a file of trm_jax.weights")
+    shows = commands.add_parser("show", help="what is in a file, and what it is taken for")
+    writes = commands.add_parser("export", help="a run or a weights file under the published names")
+    for command in (reads, shows):
+        command.add_argument("file", help="as the published code saves it, or .safetensors")
+        for name, kind in OPTIONS.items():
+            command.add_argument(f"--{name}", type=kind, help="where the file does not tell"
+                                 + (" (8 in everything published)" if name == "num_heads" else ""))
+    reads.add_argument("--config", help="the experiment whose weights they are, e.g. experiments/trm_mlp_sudoku.py")
+    reads.add_argument("--puzzle", help="sudoku or maze, where grid and vocabulary do not tell")
+    reads.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored tensors")
+    writes.add_argument("source", help="folder of a run, or a file of trm_jax.weights")
+    writes.add_argument("--prefix", help="in front of every name; by default what the published training writes")
+    for command in (reads, writes):
+        command.add_argument("--out", required=True, help="file to write; for export, .safetensors or PyTorch's own")
+    args = parser.parse_args(argv)
+    return guarded(lambda: print(_do(args)))
+
+
+def _do(args: argparse.Namespace) -> str:
+    if args.what == "show":
+        return show(args.file, {name: getattr(args, name) for name in OPTIONS})
+    return _import(args) if args.what == "import" else _export(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

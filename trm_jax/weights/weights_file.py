@@ -1,0 +1,244 @@
+"""What a run has learned, in one safetensors file: parameters, config and puzzle domain, for use without the run.
+
+    python -m trm_jax.weights --workdir=runs/quick --out=quick.safetensors
+
+The tensors are named params/..., fixed/H_init, fixed/L_init and table; for ARC there are the identifiers too, the names
+of the table's rows. The file's header holds, as JSON under "trm_jax", where they come from (`Export.metadata`). Reading
+never executes anything from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from trm_jax import config, puzzles
+from trm_jax.data import dataset
+from trm_jax.data.loading import Dataset
+from trm_jax.data.shape import Shape
+from trm_jax.models.network import Model, Weights
+from trm_jax.puzzles import puzzle_of
+from trm_jax.runtime import distributed
+from trm_jax.runtime.errors import UserError, guarded
+from trm_jax.training import run_folder
+from trm_jax.training.run_weights import load_weights
+from trm_jax.training.system import System, total_steps
+
+FORMAT = 1
+TRAINED = Path(__file__).parent / "trained"  # the files that come with this package, by name
+DEFAULT = "rsm-sudoku-quick"
+KEY = "trm_jax"
+NAMES = "identifiers"  # the tensor that holds them, uint8, a line each
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+_TENSOR_DTYPES = {"BF16": "bfloat16", "F32": "float32"}
+
+
+class WeightsError(UserError):
+    """A weights file that cannot be written, read or used; the message says why."""
+
+
+class Export(NamedTuple):
+    """Weights and all that is needed to answer puzzles with them."""
+
+    experiment: config.Experiment
+    shape: Shape
+    puzzle: dict[str, Any]  # arguments of puzzles.get: name and options
+    weights: Weights  # float32, however they are stored
+    metadata: dict[str, Any]  # step, total_steps, L (of that step), parameters, evaluation, dtype, versions
+    identifiers: list[str] | None = None  # ARC: the names of the puzzle table's rows
+
+    @property
+    def domain(self) -> puzzles.Domain:
+        return puzzles.get(**self.puzzle)
+
+    @property
+    def model(self) -> Model:
+        return Model(self.experiment.arch, self.shape)
+
+
+def from_run(workdir: str | os.PathLike) -> Export:
+    """The best checkpoint of a run (else its last one), with the evaluation of that step if there is one.
+
+    Raises CheckpointError or DatasetError: the shape of the data is read from the dataset folder.
+    """
+    experiment = config.parse(run_folder.read_config(workdir))
+    data = Dataset.load(experiment)
+    system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
+    weights, step = load_weights(system, workdir, distributed.data_mesh(jax.local_devices()[:1]))
+    evaluation = Path(workdir) / "eval" / f"step_{step}.json"
+    return Export(experiment, data.shape, puzzle_of(data.domain), weights, {
+        "parameters": "EMA" if experiment.ema else "last",
+        "step": step, "total_steps": system.total_steps, "L": system.curriculum.L(step),
+        "evaluation": json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else None,
+        "dtype": "float32", "versions": distributed.versions()},
+        dataset.load_identifiers(experiment.data.path) if data.domain.name == "arc" else None)
+
+
+def named() -> list[str]:
+    """Names of the weights that come with this package."""
+    return sorted(file.stem for file in TRAINED.glob("*.safetensors"))
+
+
+def read(path: str | os.PathLike) -> Export:
+    """From a run's folder, a weights file, or one of `named` (where nothing else is called so)."""
+    if Path(path).is_dir():
+        return from_run(path)
+    if not Path(path).exists() and (own := TRAINED / f"{path}.safetensors").is_file():
+        return load(own)
+    if not Path(path).exists() and os.fspath(path) == Path(path).stem:
+        raise WeightsError(f"there is no run, file or trained network called {path}; trained: {', '.join(named())}")
+    return load(path)
+
+
+def save(path: str | os.PathLike, export: Export, dtype: str = "bfloat16") -> None:
+    """Writes the file beside its place and renames it there: it is there whole or not at all."""
+    if dtype not in DTYPES:
+        raise WeightsError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
+    tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(DTYPES[dtype]))
+               for name, leaf in _named(export.weights).items()}
+    if export.identifiers is not None:
+        tensors[NAMES] = np.frombuffer("\n".join(export.identifiers).encode(), np.uint8)
+    header = {"format": FORMAT, "config": config.to_json(export.experiment), "shape": dataclasses.asdict(export.shape),
+              "puzzle": export.puzzle, **export.metadata, "dtype": dtype}
+    content = safetensors.numpy.save(tensors, {KEY: json.dumps(header)})
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise WeightsError(f"{path} was not written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> Export:
+    """Reads a file of `save`; neither the run nor its dataset need be there. Raises WeightsError."""
+    try:
+        if not Path(path).is_file():
+            raise WeightsError(f"there is no file {path}")
+        with safe_open(path, framework="numpy") as file:
+            header = _header(path, file.metadata())
+            experiment, shape = _experiment(path, header), Shape(**header["shape"])
+            wanted = _named(Weights(*jax.eval_shape(Model(experiment.arch, shape).init, jax.random.key(0))))
+            _compare(path, {name: file.get_slice(name) for name in file.keys() if name != NAMES}, wanted)
+            identifiers = _identifiers(path, file, header["puzzle"], shape)
+            arrays = {name: jnp.asarray(file.get_tensor(name).astype(np.float32)) for name in wanted}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is damaged or no safetensors file: {_line(error)}") from error
+    metadata = {k: v for k, v in header.items() if k not in ("format", "config", "shape", "puzzle")}
+    return Export(experiment, shape, header["puzzle"], _nested(arrays), metadata, identifiers)
+
+
+def _named(weights: Weights) -> dict[str, Any]:
+    """{'params/layers_0/...': leaf, 'fixed/H_init': leaf, 'table': leaf}."""
+    def name(path) -> str:
+        return "/".join(str(getattr(key, "name", getattr(key, "key", None))) for key in path)
+    return {name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(weights)[0]}
+
+
+def _nested(arrays: Mapping[str, jax.Array]) -> Weights:
+    tree: dict[str, Any] = {}
+    for name, leaf in arrays.items():
+        *folders, last = name.split("/")
+        functools.reduce(lambda node, folder: node.setdefault(folder, {}), folders, tree)[last] = leaf
+    return Weights(tree["params"], tree["fixed"], tree.get("table"))
+
+
+def _header(path, raw: Mapping[str, str] | None) -> dict[str, Any]:
+    """The header's JSON, with the fields that are needed in their types."""
+    if KEY not in (raw or {}):
+        raise WeightsError(f"{path} is a safetensors file, but not one of trm_jax.weights: no {KEY!r} in its header")
+    try:
+        header = json.loads(raw[KEY])
+    except ValueError as error:
+        raise WeightsError(f"{path}: its header is not JSON ({error})") from error
+    made = header.get("format") if isinstance(header, dict) else None
+    if made != FORMAT:
+        raise WeightsError(f"{path} has format {made!r}; this version reads format {FORMAT}")
+    for name, kind in (("config", dict), ("shape", dict), ("puzzle", dict), ("step", int), ("total_steps", int),
+                       ("L", int), ("parameters", str), ("dtype", str)):
+        if not isinstance(header.get(name), kind):
+            raise WeightsError(f"{path}: {name} in its header is {header.get(name)!r}, must be of type {kind.__name__}")
+    fields = [field.name for field in dataclasses.fields(Shape)]
+    if sorted(header["shape"]) != sorted(fields) or not all(
+            type(n) is int and n > 0 for n in header["shape"].values()):
+        raise WeightsError(f"{path}: shape in its header is {header['shape']!r}, must give {', '.join(fields)}")
+    return header
+
+
+def _experiment(path, header: dict[str, Any]) -> config.Experiment:
+    try:
+        experiment = config.parse(header["config"])
+        domain = puzzles.get(**header["puzzle"])
+    except (config.ConfigError, puzzles.PuzzleError, TypeError) as error:
+        raise WeightsError(f"{path}: its header does not fit this version: {_line(error)}") from error
+    shape = header["shape"]
+    if (domain.seq_len, domain.vocab_size) != (shape["seq_len"], shape["vocab_size"]):
+        raise WeightsError(f"{path}: puzzle {header['puzzle']} and shape {shape} in its header contradict each other")
+    return experiment
+
+
+def _compare(path, tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises with every tensor that is only on one side, or has another shape or a dtype that is not ours."""
+    there = {name: (_TENSOR_DTYPES.get(t.get_dtype(), t.get_dtype()), list(t.get_shape()))
+             for name, t in tensors.items()}
+    here = {name: list(leaf.shape) for name, leaf in wanted.items()}
+    faults = [f"only in the file: {name} {dtype}{shape}" for name, (dtype, shape) in there.items() if name not in here]
+    faults += [f"only in the model: {name} {shape}" for name, shape in here.items() if name not in there]
+    faults += [f"differs: {name} is {dtype}{shape} in the file, {here[name]} in the model"
+               for name, (dtype, shape) in there.items()
+               if name in here and (shape != here[name] or dtype not in DTYPES)]
+    if faults:
+        raise WeightsError(f"{path} does not fit the model of its own config: " + "; ".join(faults))
+
+
+def _identifiers(path, file, puzzle: dict[str, Any], shape: Shape) -> list[str] | None:
+    if puzzle.get("name") != "arc":
+        return None
+    names = file.get_tensor(NAMES).tobytes().decode("utf-8", "replace").split("\n") if NAMES in file.keys() else []
+    if len(names) != shape.num_puzzle_identifiers:
+        raise WeightsError(f"{path} names {len(names)} of its {shape.num_puzzle_identifiers} puzzle identifiers")
+    return names
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trm_jax.weights", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True, help="folder of the run; its best checkpoint is taken")
+    parser.add_argument("--out", required=True, help="file to write")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors")
+    args = parser.parse_args(argv)
+    return guarded(lambda: _pack(args))
+
+
+def _pack(args: argparse.Namespace) -> None:
+    export = from_run(args.workdir)
+    save(args.out, export, args.dtype)
+    m = export.metadata
+    print(f"{args.out}: {export.model.parameter_count():,} {m['parameters']} parameters of step {m['step']:,} "
+          f"of {m['total_steps']:,} in {args.dtype}, {os.path.getsize(args.out):,} bytes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
