@@ -207,7 +207,7 @@ def test_the_table_gives_mean_and_range_and_names_what_was_cut():
                              "systems": {"a": {"0": run(0.5, 100), "1": run(0.25, 90)}}})
     row = [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
     assert row[:9] == ["a", "37.50 (25.00 to 50.00)", "12 calls (H_test 4, L 2)", "0.00", "24 calls (H_test 8, L 2)",
-                       "1,234", "3 G", "2.5 G", "10"]
+                       "1,234", "3.00 G", "2.50 G", "10"]
     assert row[10] == "95 (90 to 100) of 100" and row[14] == "1,024 MiB of the process"
     assert "short of the end of their schedules:** a seed 1 at 90%." in text
     assert "seeds 0, 1: mean (lowest to highest)" in text and "Exact: share of 10 test puzzles" in text

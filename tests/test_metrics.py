@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from trm_jax.runtime.files import write_json
 from trm_jax.runtime.metrics import MetricWriter
 from trm_jax.runtime.progress import Progress, format_progress
-from trm_jax.runtime.text import clock, human_flops
+from trm_jax.runtime.text import clock, human, markdown, table
 
 
 def records(folder) -> list[dict]:
@@ -103,11 +103,20 @@ def test_format_progress():
     assert format_progress(1, 10, {"loss": float("nan")}, examples_per_second=0.26) == "step 1/10  loss nan  0.3 ex/s"
 
 
-@pytest.mark.parametrize("flops, text", [(0, "0.00 MFLOP/s"), (2.5e6, "2.50 MFLOP/s"), (9.996e8, "1.00 GFLOP/s"),
-                                         (9.994e8, "999 MFLOP/s"), (4.56e10, "45.6 GFLOP/s"),
-                                         (9.89e14, "989 TFLOP/s"), (2e18, "2.00 EFLOP/s"), (5e21, "5000 EFLOP/s")])
-def test_human_flops(flops, text):
-    assert human_flops(flops) == text
+@pytest.mark.parametrize("value, text", [
+    (0, "0 B"), (17, "17 B"), (0.25, "0.25 B"), (999, "999 B"), (1000, "1.00 kB"), (2.5e6, "2.50 MB"),
+    (9.996e8, "1.00 GB"), (9.994e8, "999 MB"), (4.56e10, "45.6 GB"), (9.89e14, "989 TB"), (2e18, "2.00 EB"),
+    (5e21, "5000 EB")])
+def test_human(value, text):
+    assert human(value, "B") == text
+
+
+def test_tables():
+    rows = [["a", "1.0", "left"], ["longer", "22.0", "x"]]
+    assert table(["", "head", "note"], rows, left=(0, -1), indent=" ").splitlines() == [
+        "         head  note", " a        1.0  left", " longer  22.0  x"]
+    assert markdown(["", "head", "note"], rows).splitlines() == [
+        "|        | head | note |", "|--------|------|------|", "| a      | 1.0  | left |", "| longer | 22.0 | x    |"]
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"),

@@ -9,8 +9,7 @@ COMMANDS = {
     "data": "trm_jax.data.__main__", "solve": "trm_jax.inference.command", "watch": "trm_jax.reports.page",
     "weights": "trm_jax.weights.weights_file", "published": "trm_jax.weights.published",
     "report": "trm_jax.reports.report", "plot": "trm_jax.reports.pictures", "compare": "trm_jax.reports.compare",
-    "scaling": "trm_jax.reports.scaling", "bench": "trm_jax.reports.bench_step",
-    "bench_inference": "trm_jax.reports.bench_inference",
+    "scaling": "trm_jax.reports.scaling", "bench": "trm_jax.reports.bench",
 }
 
 

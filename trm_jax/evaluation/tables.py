@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trm_jax.evaluation.scores import PASS
+from trm_jax.runtime import text
 from trm_jax.runtime.text import percent
 
 
@@ -12,17 +13,17 @@ def table(result: dict[str, Any]) -> str:
     """The result for a terminal."""
     k = result["settled_cycles"]
     verified = result["verified_as"]
-    width = len(verified) + 2 if verified else 0  # of its column
+    head = ["H_test", "L_test", "exact", "cell", *[verified] * bool(verified), "settled", "settled of right",
+            "settled of wrong"]
+    names = ["exact_accuracy", "cell_accuracy", *["verified"] * bool(verified), "settled", "settled_among_right",
+             "settled_among_wrong"]
     lines = [
         f"{result['examples']:,} test puzzles ({result['sample']}) of {result['dataset']}, {result['parameters']} "
         f"parameters, step {result['step']:,}, {result['seconds']:.0f} s on {result['device']}",
         f"H_test counts {result['H_test_unit']}; settled: the answer has not changed for {k} of them; all figures in %",
-        f"  H_test  L_test   exact    cell{verified:>{width}}  settled  settled of right  settled of wrong",
+        text.table(head, [[str(f["H_test"]), str(f["L_test"]), *(percent(f[name]) for name in names)]
+                          for f in result["figures"]], left=(), indent="  "),
     ]
-    for f in result["figures"]:
-        cells = [percent(f[name]) if name != "verified" or verified else "" for name in (
-            "exact_accuracy", "cell_accuracy", "verified", "settled", "settled_among_right", "settled_among_wrong")]
-        lines.append("{:>8}{:>8}{:>8}{:>8}{:>{w}}{:>9}{:>18}{:>18}".format(f["H_test"], f["L_test"], *cells, w=width))
     if "mean_steps" in result["figures"][-1]:
         lines.append("  a puzzle stops when it has halted; mean steps: " + ", ".join(
             f"{f['mean_steps']:.2f} (H_test {f['H_test']})" for f in result["figures"]))
@@ -57,13 +58,11 @@ def _signals(figure: dict[str, Any], verified_as: str | None) -> list[str]:
              for kind in kinds]
     cells = [[f"{cell['n']:,} ({percent(cell['share'])})" for cell in (s["table"][f"{row}_{kind}"] for kind in kinds)]
              for row in ("settled", "unsettled")]
-    widths = [max(map(len, column)) + 2 for column in zip(heads, *cells)]
-    rows = [f"  {name:<10}" + "".join(map(str.rjust, row, widths))
-            for name, row in zip(("", "settled", "unsettled"), (heads, *cells))]
+    rows = text.table(["", *heads], [["settled", *cells[0]], ["unsettled", *cells[1]]], indent="  ")
     aurocs = [f"{name.replace('_', ' ')} {int(value * 1000 + 1e-9) / 1000:.3f}"
               + ("" if s["auroc_standard_error"][name] is None else f" +- {s['auroc_standard_error'][name]:.3f}")
               for name, value in s["auroc"].items() if value is not None]
-    return [f"  signals at H_test {figure['H_test']}, L_test {figure['L_test']}: puzzles (% of {figure['n']:,})", *rows,
+    return [f"  signals at H_test {figure['H_test']}, L_test {figure['L_test']}: puzzles (% of {figure['n']:,})", rows,
             "  settled as a claim of right: " + ", ".join(
                 f"{name} {percent(s[name]['share'])} ({s[name]['n']:,} of {s[name]['of']:,})"
                 for name in ("precision", "recall")),
@@ -78,7 +77,5 @@ def voted(figures: list[dict[str, Any]]) -> list[str]:
     lines = [f"votes: {last['predictions']:,} on {last['test_inputs']:,} test inputs of {last['tasks']:,} tasks, "
              f"{last['unanswered']:,} inputs without any"
              + (f"; POOLED over {pooled} checkpoints, no one model's score" if pooled > 1 else "")]
-    lines.append("  H_test  L_test" + "".join(f"{name:>11}" for name in PASS))
-    lines += [f"{f['H_test']:>8}{f['L_test']:>8}" + "".join(f"{percent(f[name]):>11}" for name in PASS)
-              for f in figures]
-    return lines
+    rows = [[str(f["H_test"]), str(f["L_test"]), *(percent(f[name]) for name in PASS)] for f in figures]
+    return [*lines, text.table(["H_test", "L_test", *PASS], rows, left=(), indent="  ")]

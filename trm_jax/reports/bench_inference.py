@@ -1,8 +1,8 @@
 """What thinking costs, and how best to spend it: three measurements of weights on held-out puzzles.
 
-    python -m trm_jax.bench_inference batching --data=data/sudoku-40       continuous batching against a fixed unroll
-    python -m trm_jax.bench_inference speed --batch_sizes=1,64,512         cycles per second
-    python -m trm_jax.bench_inference spend --data=data/sudoku-hard        restarts against depth, at equal core calls
+    python -m trm_jax bench inference batching --data=data/sudoku-40       continuous batching against a fixed unroll
+    python -m trm_jax bench inference speed --batch_sizes=1,64,512         cycles per second
+    python -m trm_jax bench inference spend --data=data/sudoku-hard        restarts against depth, at equal core calls
 
 Weights are a run's (--workdir), a file's or a name (--weights). With --out=FILE.json the result is written there, and
 with `batching` so is every finished batch of the fixed unroll: the same command goes on where it stopped.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import statistics
 import sys
 import time
@@ -30,7 +31,8 @@ from trm_jax.inference.choice import BUDGET, ORDER, STOPS, choose
 from trm_jax.inference.settings import Settings
 from trm_jax.runtime import distributed, files
 from trm_jax.runtime.errors import UserError, guarded
-from trm_jax.runtime.text import human_flops, percent
+from trm_jax.runtime.progress import say
+from trm_jax.runtime.text import human, percent, table
 from trm_jax.weights import weights_file
 
 
@@ -149,17 +151,16 @@ def _fixed(subject: Contestant, cycles: int, batch: int, out: Path | None) -> tu
 
 
 def show_batching(r: dict[str, Any]) -> str:
-    n, fixed = r["examples"], r["fixed"]
-    lines = [f"{n:,} puzzles of {r['dataset']}, at most {r['limit']:,} cycles of {r['L'] + 1} calls, {r['device']}",
-             f"{'':24}{'seconds':>10}{'core calls':>16}{'right':>8}{'finished':>10}{'same as fixed':>15}"
-             f"{'fewer calls':>13}{'less time':>11}",
-             f"{'fixed unroll':24}{fixed['seconds']:>10.1f}{fixed['core_calls']:>16,}{fixed['right']:>8,}"]
+    fixed = r["fixed"]
+    rows = [["fixed unroll", f"{fixed['seconds']:.1f}", f"{fixed['core_calls']:,}", f"{fixed['right']:,}", *[""] * 4]]
     for name in ("settling", "settling_or_verified"):
         of = r[name]
-        lines.append(f"{name.replace('_', ' '):24}{of['seconds']:>10.1f}{of['core_calls']:>16,}{of['right']:>8,}"
-                     f"{of['finished']:>10,}{of['finished_and_same']:>15,}{of['fewer_core_calls']:>12,.0f}x"
-                     f"{of['fewer_seconds']:>10,.0f}x")
-    return "\n".join(lines)
+        rows.append([name.replace("_", " "), f"{of['seconds']:.1f}", f"{of['core_calls']:,}", f"{of['right']:,}",
+                     f"{of['finished']:,}", f"{of['finished_and_same']:,}", f"{of['fewer_core_calls']:,.0f}x",
+                     f"{of['fewer_seconds']:,.0f}x"])
+    head = ["", "seconds", "core calls", "right", "finished", "same as fixed", "fewer calls", "less time"]
+    return (f"{r['examples']:,} puzzles of {r['dataset']}, at most {r['limit']:,} cycles of {r['L'] + 1} calls, "
+            f"{r['device']}\n" + table(head, rows))
 
 
 # Cycles per second.
@@ -191,11 +192,10 @@ def speed(subject: Contestant, batch_sizes: Sequence[int], seconds: float) -> di
 
 
 def show_speed(r: dict[str, Any]) -> str:
-    lines = [f"{r['device']}, {r['L'] + 1} calls a cycle; median of 5",
-             f"{'batch':>8}{'cycles/s':>12}{'puzzle cycles/s':>18}{'':>4}FLOP/s"]
-    return "\n".join(lines + [
-        f"{s['batch_size']:>8,}{s['cycles_per_second']:>12,.1f}{s['puzzle_cycles_per_second']:>18,.0f}{'':>4}"
-        f"{human_flops(s['flops_per_second'])}" for s in r["speed"]])
+    rows = [[f"{s['batch_size']:,}", f"{s['cycles_per_second']:,.1f}", f"{s['puzzle_cycles_per_second']:,.0f}",
+             human(s["flops_per_second"], "FLOP/s")] for s in r["speed"]]
+    return (f"{r['device']}, {r['L'] + 1} calls a cycle; median of 5\n"
+            + table(["batch", "cycles/s", "puzzle cycles/s", "products"], rows, left=()))
 
 
 # Restarts against depth.
@@ -234,27 +234,20 @@ def spend(subject: Contestant, cycles: int, restarts: Sequence[int], vary: Seque
 
 def show_spend(r: dict[str, Any]) -> str:
     n = r["examples"]
-    orders = ["by " + ", ".join(by) for by in ORDERS]
-    lines = [f"{n:,} puzzles of {r['dataset']}, {r['cycles']:,} cycles for each; right, in %",
-             f"{'restarts':>10}{'cycles each':>13}  {'they differ by':<16}"
-             + "".join(f"{by:>{len(by) + 2}}" for by in orders)
-             + f"{'in any of them':>16}{'verifier':>10}{'cycles used':>13}"]
-    return "\n".join(lines + [
-        f"{s['restarts']:>10}{s['cycles_each']:>13,}  {s['vary'] or '-':<16}"
-        + "".join(f"{percent(k / n):>{len(by) + 2}}" for by, k in zip(orders, s["chosen_by"].values())) +
-        f"{percent(s['right_at_the_end_of_any'] / n):>16}{percent(s['with_verifier'] / n):>10}"
-        f"{s['mean_cycles_with_verifier']:>13,.1f}" for s in r["spend"]])
+    head = ["restarts", "cycles each", "they differ by", *("by " + ", ".join(by) for by in ORDERS), "in any of them",
+            "verifier", "cycles used"]
+    rows = [[str(s["restarts"]), f"{s['cycles_each']:,}", s["vary"] or "-",
+             *(percent(k / n) for k in s["chosen_by"].values()), percent(s["right_at_the_end_of_any"] / n),
+             percent(s["with_verifier"] / n), f"{s['mean_cycles_with_verifier']:,.1f}"] for s in r["spend"]]
+    return (f"{n:,} puzzles of {r['dataset']}, {r['cycles']:,} cycles for each; right, in %\n"
+            + table(head, rows, left=(2,)))
 
 
 # The command line.
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.bench_inference", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m trm_jax bench inference", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     jobs = parser.add_subparsers(dest="job", required=True)
 
@@ -268,6 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.add_argument("--data", help="dataset folder (default: the one that was trained on)")
         p.add_argument("--examples", type=int, default=1000, help="test puzzles; 0: all (%(default)s)")
         p.add_argument("--out", type=Path, help="JSON file of the result")
+        p.add_argument("--format", choices=("text", "json"), default="text", help="of what is printed (%(default)s)")
         return p
     numbers = functools.partial(_numbers, parser)
     b = add("batching", "continuous batching against a fixed unroll to the same limit")
@@ -311,7 +305,7 @@ def _run(args: argparse.Namespace) -> None:
         result = spend(subject, args.cycles, args.restarts, args.vary, settings, lambda row: say(str(row)))
         show = show_spend
     result = subject.facts | result
-    print(show(result))
+    print(json.dumps(result, indent=2) if args.format == "json" else show(result))
     if args.out:
         files.write_json(args.out, result)
 

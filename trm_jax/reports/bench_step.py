@@ -1,8 +1,8 @@
 """Times the training step of a config, beside variants of it, and says what memory each takes.
 
-    python -m trm_jax.bench --config=experiments/rsm_sudoku.py:quick --against=arch.remat=False
-    python -m trm_jax.bench --config=experiments/trm_att_maze.py --set global_batch_size=4 --against=...
-    python -m trm_jax.bench --config=experiments/trm_att_arc1.py:quick --rows 1000 --rows 960961
+    python -m trm_jax bench step --config=experiments/rsm_sudoku.py:quick --against=arch.remat=False
+    python -m trm_jax bench step --config=experiments/trm_att_maze.py --set global_batch_size=4 --against=...
+    python -m trm_jax bench step --config=experiments/trm_att_arc1.py:quick --rows 1000 --rows 960961
 
 The variants take turns within one process, so that what else the machine does hits them alike; the ratio of their
 medians is the figure. Inputs are random tokens of the dataset's shape, or of the published one's. With --rows the
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ from trm_jax.data.loading import Dataset
 from trm_jax.data.published import PUBLISHED
 from trm_jax.runtime import distributed
 from trm_jax.runtime.errors import guarded
-from trm_jax.runtime.text import human
+from trm_jax.runtime.text import human, table
 from trm_jax.training import step as step_lib
 from trm_jax.training.supervision import Batch
 from trm_jax.training.system import System
@@ -74,18 +76,14 @@ class Contender:
         jax.block_until_ready(sums)
         self.seconds.append(time.perf_counter() - begun)
 
-    def line(self, first: Contender) -> str:
+    def result(self) -> dict[str, Any]:
+        """What was measured; bytes, seconds. Of a step that was compiled only there are no seconds."""
         memory = self.run.memory_analysis()
-        sizes = (memory.temp_size_in_bytes, memory.alias_size_in_bytes) if memory else ()
-        temporary, in_place = (human(size, "B") for size in sizes) if memory else "??"
-        sizes = f"{temporary:>12}{in_place:>12}"
-        if not self.seconds:
-            return f"{self.name:32}{'-':>10}{'-':>9}{'-':>9}{'-':>8}{sizes}{'-':>16}{self.compile_seconds:11.1f}"
-        median = statistics.median(self.seconds)
         flops = self.system.experiment.global_batch_size * self.system.train_flops_per_example(self.H, self.L)
-        return (f"{self.name:32}{1e3 * median:10.1f}{1e3 * min(self.seconds):9.1f}{1e3 * max(self.seconds):9.1f}"
-                f"{median / statistics.median(first.seconds):8.2f}{sizes}"
-                f"{human(flops / median, 'FLOP/s'):>16}{self.compile_seconds:11.1f}")
+        return {"name": self.name, "H": self.H, "L": self.L, "seconds": self.seconds, "model_flops": flops,
+                "compile_seconds": self.compile_seconds,
+                "temporary_bytes": memory.temp_size_in_bytes if memory else None,
+                "in_place_bytes": memory.alias_size_in_bytes if memory else None}
 
 
 def contender(base: config.Experiment, changes: str, repeats: int, rows: int = 0) -> Contender:
@@ -100,8 +98,8 @@ def contender(base: config.Experiment, changes: str, repeats: int, rows: int = 0
                      System(dataclasses.replace(experiment, total_steps=steps), shape, steps), repeats)
 
 
-def compare(base: config.Experiment, against: list[str], repeats: int, rows: Sequence[int] = ()) -> str:
-    """Text for a terminal: the config and its variants, one line each; or the config with so many rows each."""
+def compare(base: config.Experiment, against: list[str], repeats: int, rows: Sequence[int] = ()) -> dict[str, Any]:
+    """The config and its variants; or the config with so many rows each."""
     contenders = ([contender(base, "", repeats, n) for n in rows] if rows else
                   [contender(base, changes, repeats) for changes in ["", *against]])
     for turn in range(repeats + 1 if repeats else 0):
@@ -109,18 +107,34 @@ def compare(base: config.Experiment, against: list[str], repeats: int, rows: Seq
             c.step()
             if turn == 0:
                 c.seconds.clear()  # the first step touches memory for the first time
-    first = contenders[0]
+    return {"batch": base.global_batch_size, "repeats": repeats, "device": distributed.device_description(),
+            "versions": distributed.versions(), "steps": [c.result() for c in contenders],
+            "peak_memory_bytes": distributed.peak_memory()[0]}
+
+
+def show(result: dict[str, Any]) -> str:
+    """Text for a terminal, a line for each."""
+    first, repeats = result["steps"][0], result["repeats"]
+    rows = []
+    for r in result["steps"]:
+        times = ["-"] * 4
+        if r["seconds"]:
+            median = statistics.median(r["seconds"])
+            times = [*(f"{1e3 * s:.1f}" for s in (median, min(r["seconds"]), max(r["seconds"]))),
+                     f"{median / statistics.median(first['seconds']):.2f}"]
+        rows.append([r["name"], *times, *("?" if r[name] is None else human(r[name], "B")
+                                          for name in ("temporary_bytes", "in_place_bytes")),
+                     human(r["model_flops"] / median, "FLOP/s") if r["seconds"] else "-",
+                     f"{r['compile_seconds']:.1f}"])
     return "\n".join([
-        f"one training step, batch {base.global_batch_size}, H {first.H}, L {first.L}, "
-        f"{distributed.device_description()}, {f'median of {repeats} in turns' if repeats else 'compiled only'}",
-        f"{'':32}{'median ms':>10}{'min':>9}{'max':>9}{'ratio':>8}{'temporary':>12}{'in place':>12}{'model':>16}"
-        f"{'compile s':>11}",
-        *(c.line(first) for c in contenders),
-        f"most memory that this process has held so far: {human(distributed.peak_memory()[0], 'B')}"])
+        f"one training step, batch {result['batch']}, H {first['H']}, L {first['L']}, {result['device']}, "
+        f"{f'median of {repeats} in turns' if repeats else 'compiled only'}",
+        table(["", "median ms", "min", "max", "ratio", "temporary", "in place", "model", "compile s"], rows),
+        f"most memory that this process has held so far: {human(result['peak_memory_bytes'], 'B')}"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.bench", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m trm_jax bench step", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="experiment file, with its variant after a colon")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="in the config; repeatable")
@@ -130,14 +144,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="the config with a puzzle table of N rows; repeatable, instead of --against")
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each; the median counts. 0: "
                         "none, what compiling tells of the memory is enough (%(default)s)")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of what is printed (%(default)s)")
     args = parser.parse_args(argv)
     if args.repeats < 0:
         parser.error(f"--repeats={args.repeats} must not be negative")
     if args.rows and (args.against or min(args.rows) < 1):
         parser.error("--rows must be at least 1, and goes without --against")
-    return guarded(lambda: print(compare(
-        config.with_fields(config.parse(config.from_file(args.config)), config.read_fields(args.set)),
-        args.against, args.repeats, args.rows)))
+    return guarded(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    base = config.with_fields(config.parse(config.from_file(args.config)), config.read_fields(args.set))
+    result = compare(base, args.against, args.repeats, args.rows)
+    print(json.dumps(result, indent=2) if args.format == "json" else show(result))
 
 
 if __name__ == "__main__":

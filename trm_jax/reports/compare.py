@@ -47,6 +47,7 @@ from trm_jax.jobs import evaluate, train
 from trm_jax.reports import compare_tables, pictures
 from trm_jax.runtime import distributed, files
 from trm_jax.runtime.errors import UserError, guarded
+from trm_jax.runtime.progress import say
 from trm_jax.training import run_folder
 from trm_jax.training import step as step_lib
 from trm_jax.training.supervision import Batch
@@ -291,10 +292,6 @@ def gather(systems: Sequence[Entry], seeds: Sequence[int], settings: Terms) -> d
     return {"settings": dataclasses.asdict(settings), "systems": found}
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trm_jax.compare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -329,7 +326,6 @@ def _run(args: argparse.Namespace) -> None:
     except pictures.PictureError as error:
         say(f"no plot: {error}")
     say(f"written to {out}: table.md, results.json")
-
 
 
 if __name__ == "__main__":

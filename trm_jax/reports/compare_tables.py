@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from trm_jax.reports import pictures
-from trm_jax.runtime.text import percent
+from trm_jax.runtime.text import human, markdown, percent
 
 CUT = 0.95  # of the planned steps: with fewer a run is named as cut off
+
 
 def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
     """'12.3 (11.9 to 12.8)'; one value alone without its range."""
@@ -35,16 +35,13 @@ def table(results: dict[str, Any]) -> str:
             return spread([run[path[0]] for run in runs], show)
         rows.append([
             name, *_shares(at, also), _depth(at[0]), *_shares(deep, also), _depth(deep[0]), f"{first['parameters']:,}",
-            over(_si, "train_flops_per_example"), _si(at[0]["flops_per_example"]),
+            over(human, "train_flops_per_example"), human(at[0]["flops_per_example"]),
             over("{:,.0f}".format, "examples_per_second"), str(first["batch"]),
             over("{:,.0f}".format, "steps") + f" of {first['planned_steps']:,}", over("{:.0f}".format, "train_seconds"),
             over("{:.0f}".format, "compile_seconds"), over("{:.0f}".format, "evaluation_seconds"),
             spread([run["peak_memory"] for run in runs], lambda b: f"{b / 2**20:,.0f} MiB")
             + f" of the {first['peak_memory_of']}"])
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in [head, *rows]]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join([*lines, "", *provenance(results)])
+    return "\n".join([markdown(head, rows), "", *provenance(results)])
 
 
 def _within(depth: Sequence[dict[str, Any]], calls: int) -> int:
@@ -64,11 +61,6 @@ def other_share(results: dict[str, Any]) -> str:
 
 def _depth(figure: dict[str, Any]) -> str:
     return f"{figure['calls']:,} call{'s' * (figure['calls'] > 1)} (H_test {figure['H_test']}, L {figure['L_test']})"
-
-
-def _si(value: float) -> str:
-    power = min(5, int(math.log10(max(value, 1))) // 3)
-    return f"{value / 1000 ** power:.3g} {['', 'k', 'M', 'G', 'T', 'P'][power]}".rstrip()
 
 
 def provenance(results: dict[str, Any]) -> list[str]:

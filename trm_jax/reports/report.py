@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trm_jax.runtime import text
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.runtime.text import percent
 
@@ -91,9 +92,7 @@ def table(results: Sequence[Result]) -> str:
             shared = [[r.figures[H][name] for r in results if H in r.figures] for H in depths]
             rows.append([label, *(percent(sum(v) / len(v)) if len(v) == len(results) and None not in v else ""
                                   for v in shared), "", "", ""])
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]).rstrip()
-                     for row in [head, *rows])
+    return text.table(head, rows, left=(0, -1))
 
 
 def faults(result: Result, min_exact: float | None = None, at: int | None = None, max_drop: float | None = None,

@@ -37,6 +37,7 @@ from trm_jax.puzzles import puzzle_of
 from trm_jax.reports import pictures
 from trm_jax.runtime import distributed, files
 from trm_jax.runtime.errors import UserError, guarded
+from trm_jax.runtime.progress import say
 from trm_jax.runtime.text import percent
 from trm_jax.training.system import System
 from trm_jax.weights import weights_file
@@ -108,7 +109,7 @@ def engine_settings(s: Sweep, **more) -> Settings:
                               vary=s.vary, sigma=s.sigma, batch_size=s.batch_size, seed=s.seed)
 
 
-def measure(subject: Measured, settings: Sweep, note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
+def measure(subject: Measured, settings: Sweep, note: Callable[[str], None] = say) -> dict[str, Any]:
     """All points, each with n and the number of right answers; what they are of and how they were come by."""
     begun = time.perf_counter()
     s, mesh = subject, distributed.data_mesh(jax.local_devices()[:1])

@@ -11,9 +11,15 @@ import numpy as np
 from tqdm import tqdm
 
 from trm_jax.runtime.distributed import is_primary
-from trm_jax.runtime.text import clock, human_flops
+from trm_jax.runtime.text import clock, human
 
 Values = Mapping[str, Any]  # name -> number or 0-d array (numpy or jax); strings go to JSON only
+
+
+def say(text: str) -> None:
+    """A line on standard error; of a run of several processes the first one's alone."""
+    if is_primary():
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -105,7 +111,7 @@ def format_progress(step: int, total_steps: int, values: Values, *, examples_per
     if examples_per_second is not None:
         parts.append(f"{examples_per_second:,.{0 if examples_per_second >= 10 else 1}f} ex/s")
     if flops_per_second is not None:
-        parts.append(human_flops(flops_per_second))
+        parts.append(human(flops_per_second, "FLOP/s"))
     return "  ".join(parts)
 
 

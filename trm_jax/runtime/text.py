@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def human_flops(flops_per_second: float) -> str:
-    """Three digits and a unit: 1.23e13 -> '12.3 TFLOP/s'."""
-    scale, units = 1e6, ("MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s", "EFLOP/s")
-    for unit in units:
-        if flops_per_second < 999.5 * scale or unit == units[-1]:
-            value = flops_per_second / scale
-            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-            return f"{value:.{digits}f} {unit}"
-        scale *= 1e3
+
+def human(value: float, unit: str = "") -> str:
+    """Three digits and an SI prefix: 1234567, "B" -> '1.23 MB'. Whole numbers under a thousand stay as they are."""
+    if value == int(value) and abs(value) < 1000:
+        return f"{int(value)} {unit}".rstrip()
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(value) < 999.5 or prefix == "E":
+            digits = max(0, 2 - (abs(value) >= 9.995) - (abs(value) >= 99.95))
+            return f"{value:.{digits}f} {prefix}{unit}".rstrip()
+        value /= 1000
     raise AssertionError("unreachable")
 
 
@@ -26,10 +28,17 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{int(value * 10_000 + 1e-6) / 100:.2f}"
 
 
-def human(value: float, unit: str) -> str:
-    """1234567 -> '1.23 M'."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if value < 1000:
-            return f"{value:.3g} {prefix}{unit}"
-        value /= 1000
-    return f"{value:.3g} E{unit}"
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), indent: str = "") -> str:
+    """Columns as wide as what is in them, two spaces apart; those of `left` are aligned on the left, others right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    left = [i % len(widths) for i in left]
+    return "\n".join(indent + "  ".join(
+        cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+    ).rstrip() for row in [head, *rows])
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as a Markdown table."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in [head, *rows]]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

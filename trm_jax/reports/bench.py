@@ -1,0 +1,33 @@
+"""What things cost on this machine, measured.
+
+    python -m trm_jax bench step --config=experiments/rsm_sudoku.py:quick      a training step, variants of it in turns
+    python -m trm_jax bench inference speed                                    cycles per second, batching, tries
+
+`python -m trm_jax bench JOB --help` says what each can do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+JOBS = {"step": "bench_step", "inference": "bench_inference"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    job, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if job.startswith("--") and job != "--help":  # as it was before there were jobs
+        job, rest = "step", [job, *rest]
+    if job in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    if job not in JOBS:
+        print(f"error: bench {job or 'what'}? There are {', '.join(JOBS)}; see python -m trm_jax bench --help",
+              file=sys.stderr)
+        return 2
+    return importlib.import_module(f"trm_jax.reports.{JOBS[job]}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
