@@ -93,8 +93,8 @@ def test_the_terminal_shows_counts_with_shares_and_never_rounds_up():
     figure = {"H_test": 16, "L_test": 4, "n": 8, "signals": calibration.worth(RIGHT, SETTLED, VERIFIED, scores)}
     lines = tables._signals(figure, "verified")
     assert lines[0] == "  signals at H_test 16, L_test 4: puzzles (% of 8)"
-    assert lines[1].split("  ")[-4:] == ["right, verified", "right, not verified", "wrong, verified",
-                                         "wrong, not verified"]
+    assert [head.strip() for head in lines[1].split("  ")[-4:]] == [
+        "right, verified", "right, not verified", "wrong, verified", "wrong, not verified"]
     assert lines[2].split() == ["settled", "2", "(25.00)", "1", "(12.50)", "1", "(12.50)", "1", "(12.50)"]
     assert len({len(line) for line in lines[1:4]}) == 1
     assert lines[4] == "  settled as a claim of right: precision 60.00 (3 of 5), recall 75.00 (3 of 4)"

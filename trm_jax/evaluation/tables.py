@@ -62,7 +62,8 @@ def _signals(figure: dict[str, Any], verified_as: str | None) -> list[str]:
     aurocs = [f"{name.replace('_', ' ')} {int(value * 1000 + 1e-9) / 1000:.3f}"
               + ("" if s["auroc_standard_error"][name] is None else f" +- {s['auroc_standard_error'][name]:.3f}")
               for name, value in s["auroc"].items() if value is not None]
-    return [f"  signals at H_test {figure['H_test']}, L_test {figure['L_test']}: puzzles (% of {figure['n']:,})", *rows.splitlines(),
+    return [f"  signals at H_test {figure['H_test']}, L_test {figure['L_test']}: puzzles (% of {figure['n']:,})",
+            *rows.splitlines(),
             "  settled as a claim of right: " + ", ".join(
                 f"{name} {percent(s[name]['share'])} ({s[name]['n']:,} of {s[name]['of']:,})"
                 for name in ("precision", "recall")),
