@@ -10,7 +10,7 @@ source launch/setup.sh
 
 run=""
 case "${1:-}" in
-  --dry-run) run=echo; shift ;;
+  --dry-run) run="echo"; shift ;;
   -h|--help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;;
   -*) echo "error: unknown option $1; see bash launch/stability.sh --help" >&2; exit 2 ;;
 esac

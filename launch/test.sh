@@ -8,7 +8,7 @@ source launch/setup.sh
 
 run=""
 case "${1:-}" in
-  --dry-run) run=echo; shift ;;
+  --dry-run) run="echo"; shift ;;
   -h|--help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;;
 esac
 $run setup_environment "[test]"

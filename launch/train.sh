@@ -14,7 +14,7 @@ source launch/setup.sh
 run="" extra=""
 while [ $# -gt 0 ]; do
   case "$1" in
-    --dry-run) run=echo; shift ;;
+    --dry-run) run="echo"; shift ;;
     --extra) extra="[${2:?--extra needs cuda13, cuda12 or tpu}]"; shift 2 ;;
     -h|--help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;;
     -*) echo "error: unknown option $1; see bash launch/train.sh --help" >&2; exit 2 ;;

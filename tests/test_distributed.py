@@ -30,7 +30,7 @@ def started(monkeypatch):
     calls = []
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **more: calls.append((args, more)))
     return calls
 
 
@@ -50,14 +50,14 @@ def test_initialize_does_nothing_for_one_process(started, monkeypatch):
 def test_initialize_leaves_clusters_to_jax(started, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert distributed.initialize()
-    assert started == [()]
+    assert started == [((), {})]
 
 
 def test_initialize_by_our_variables(started, monkeypatch):
     for name, value in zip(VARIABLES, ("localhost:1234", "4", "3"), strict=False):
         monkeypatch.setenv(name, value)
     assert distributed.initialize()
-    assert started == [("localhost:1234", 4, 3)]
+    assert started == [(("localhost:1234", 4, 3), {"cluster_detection_method": "deactivate"})]
     monkeypatch.setenv("JAX_PROCESS_ID", "4")
     with pytest.raises(ValueError, match="JAX_PROCESS_ID='4' must be a number from 0 to under JAX_NUM_PROCESSES='4'"):
         distributed.initialize()

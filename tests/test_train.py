@@ -21,10 +21,9 @@ from trm_jax.data import pipeline
 from trm_jax.data.dataset import DatasetError
 from trm_jax.data.loading import Dataset
 from trm_jax.jobs import train
-from trm_jax.runtime import checkpoints, distributed, metrics
+from trm_jax.runtime import distributed, metrics
 from trm_jax.training import step as step_lib
 from trm_jax.training.supervision import Batch
-from trm_jax.training.system import System
 
 ROOT = Path(__file__).resolve().parents[1]
 # All that a continued run has to take up again: carry, coins, symmetries, EMA, growth of H and of L, moments.
@@ -53,16 +52,6 @@ def uninterrupted(everything, tmp_path_factory):
     return workdir, train.train(everything, workdir)
 
 
-def system_of(e) -> System:
-    return System(e, Dataset.load(e).shape, e.total_steps)
-
-
-def final_state(e, workdir):
-    """State in a run's last checkpoint."""
-    with checkpoints.Checkpointer(workdir, read_only=True) as reader:
-        return reader.restore(step_lib.place(system_of(e), distributed.data_mesh()))[0]
-
-
 def records(workdir, name="loss"):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line[name]) for line in lines if name in line]
@@ -82,7 +71,7 @@ def test_a_run_learns_and_leaves_its_records(data, tmp_path):
     assert [(f["H_test"], f["L_test"]) for f in result["figures"]] == [(1, 2), (3, 2)]
     assert dict(records(tmp_path, "eval/cell_accuracy/H3_L2"))[60] == result["figures"][1]["cell_accuracy"] > 0.4
     assert config.parse(json.loads((tmp_path / "config.json").read_text())) == e
-    assert final_state(e, tmp_path).step == 60
+    assert tiny.final_state(e, tmp_path).step == 60
 
 
 def test_recorded_depths_are_the_curriculums(uninterrupted):
@@ -121,18 +110,11 @@ def test_a_continued_run_ends_bit_for_bit_where_it_would_have(everything, uninte
     result = train.train(everything, tmp_path)
     assert result["figures"] == uninterrupted[1]["figures"]
     assert records(tmp_path) == records(uninterrupted[0])
-    tiny.assert_identical(final_state(everything, tmp_path), final_state(everything, uninterrupted[0]))
-
-
-def config_file(folder, e) -> Path:
-    path = folder / "config_file.py"
-    path.write_text("import json\nfrom trm_jax import config\n\n\ndef get_config():\n"
-                    f"    return config.to_config_dict(config.parse(json.loads({json.dumps(config.to_json(e))!r})))\n")
-    return path
+    tiny.assert_identical(tiny.final_state(everything, tmp_path), tiny.final_state(everything, uninterrupted[0]))
 
 
 def command(folder, e, workdir, *more) -> list[str]:
-    return [sys.executable, "-m", "trm_jax.main", f"--config={config_file(folder, e)}", f"--workdir={workdir}",
+    return [sys.executable, "-m", "trm_jax.main", f"--config={tiny.config_file(folder, e)}", f"--workdir={workdir}",
             "--compilation_cache=", *more]
 
 
@@ -167,7 +149,7 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_where_it_would_have(data, u
     assert done.returncode == 0, done.stderr
     assert "continues from step" in done.stderr
     assert records(workdir) == records(uninterrupted[0])
-    tiny.assert_identical(final_state(e, workdir), final_state(e, uninterrupted[0]))
+    tiny.assert_identical(tiny.final_state(e, workdir), tiny.final_state(e, uninterrupted[0]))
 
 
 # Devices.
@@ -175,7 +157,7 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_where_it_would_have(data, u
 
 def steps_on(devices: int, e, count: int):
     """(losses of `count` steps, final parameters, carried latents) on the first `devices` devices."""
-    system, mesh = system_of(e), distributed.data_mesh(jax.devices()[:devices])
+    system, mesh = tiny.system_of(e), distributed.data_mesh(jax.devices()[:devices])
     step, state = step_lib.make_step(system, mesh, e.arch.L_cycles), step_lib.place(system, mesh)
     batches = pipeline.train_batches(Dataset.load(e).train, global_batch_size=e.global_batch_size, prefetch=0)
     curve = []
@@ -200,7 +182,7 @@ def test_one_device_and_eight_give_the_same_numbers(data, deepen):
 @pytest.mark.parametrize("deepen", [{}, EVERYTHING["deepen"]], ids=["published", "carry-and-tail"])
 def test_gradients_meet_in_one_all_reduce(data, deepen):
     e = tiny.experiment(data, deepen=deepen, global_batch_size=8)
-    system, mesh = system_of(e), distributed.data_mesh()
+    system, mesh = tiny.system_of(e), distributed.data_mesh()
     batch = Batch(**distributed.put_batch(mesh, {"inputs": np.zeros((8, 16), np.int32),
                                                  "labels": np.zeros((8, 16), np.int32),
                                                  "puzzle_identifiers": np.zeros(8, np.int32)}))
@@ -216,7 +198,7 @@ def test_gradients_meet_in_one_all_reduce(data, deepen):
 
 def test_the_loop_transfers_nothing_by_accident(data):
     e = tiny.experiment(data, deepen=EVERYTHING["deepen"], global_batch_size=8)
-    system, mesh = system_of(e), distributed.data_mesh()
+    system, mesh = tiny.system_of(e), distributed.data_mesh()
     step, state = step_lib.make_step(system, mesh, 2), step_lib.place(system, mesh)
     batches = pipeline.train_batches(Dataset.load(e).train, global_batch_size=8, prefetch=0)
     with jax.transfer_guard("disallow"):
@@ -227,7 +209,7 @@ def test_the_loop_transfers_nothing_by_accident(data):
 
 def test_ema_follows_its_definition(data):
     e = tiny.experiment(data, ema_rate=0.75, global_batch_size=8)
-    system, mesh = system_of(e), distributed.data_mesh(jax.devices()[:1])
+    system, mesh = tiny.system_of(e), distributed.data_mesh(jax.devices()[:1])
     step, state = step_lib.make_step(system, mesh, 2), step_lib.place(system, mesh)
     batches = pipeline.train_batches(Dataset.load(e).train, global_batch_size=8, prefetch=0)
     expected = jax.device_get(state.params)

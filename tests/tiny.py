@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -10,7 +11,10 @@ import pytest
 
 from trm_jax import config, puzzles
 from trm_jax.data import arc_build, dataset, sources
-from trm_jax.runtime import metrics
+from trm_jax.data.loading import Dataset
+from trm_jax.runtime import checkpoints, distributed, metrics
+from trm_jax.training import step
+from trm_jax.training.system import System
 
 SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
 
@@ -52,18 +56,36 @@ def experiment(path, **changes) -> config.Experiment:
     return config.parse(merge(merge(TINY, {"data": {"path": str(path)}}), changes))
 
 
+def system_of(e) -> System:
+    return System(e, Dataset.load(e).shape, e.total_steps)
+
+
+def final_state(e, workdir):
+    """State in a run's last checkpoint."""
+    with checkpoints.Checkpointer(workdir, read_only=True) as reader:
+        return reader.restore(step.place(system_of(e), distributed.data_mesh()))[0]
+
+
+def config_file(folder, e) -> pathlib.Path:
+    """Writes an experiment file that gives `e`, for commands."""
+    path = folder / "config_file.py"
+    path.write_text("import json\nfrom trm_jax import config\n\n\ndef get_config():\n"
+                    f"    return config.to_config_dict(config.parse(json.loads({json.dumps(config.to_json(e))!r})))\n")
+    return path
+
+
 class Interruption(Exception):
     """A run that ends in the middle."""
 
 
 @contextlib.contextmanager
-def interrupted_after(step: int):
-    """Runs in this block end with Interruption when they have written the metrics of `step`, and must do so."""
+def interrupted_after(stop: int):
+    """Runs in this block end with Interruption when they have written the metrics of step `stop`, and must do so."""
     write = metrics.MetricWriter.write
 
     def interrupted(self, now, values):
         write(self, now, values)
-        if now == step:
+        if now == stop:
             raise Interruption
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interruption):
         patch.setattr(metrics.MetricWriter, "write", interrupted)

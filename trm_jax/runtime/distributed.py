@@ -53,7 +53,9 @@ def initialize() -> bool:
                              f"JAX_NUM_PROCESSES={count!r}")
         if int(count) == 1:
             return False
-        jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], int(count), int(process))
+        # Inside Slurm jax would otherwise still take one device per process, as if there were one for each.
+        jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], int(count), int(process),
+                                   cluster_detection_method="deactivate")
         return True
     tasks = max(_number(env.get("SLURM_STEP_NUM_TASKS")), _number(env.get("OMPI_COMM_WORLD_SIZE")),
                 len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")))
