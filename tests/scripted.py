@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trm_jax import puzzles, recursion
+from trm_jax.models.network import Bound, Weights
 from trm_jax.recursion import Latents
 
 DOMAIN = puzzles.get("sudoku", seq_len=16)
@@ -20,6 +21,9 @@ class Scripted:
 
     test_step = staticmethod(recursion.outer_cycle)
     test_cycles = 1
+
+    def bind(self, weights=None, L=2):
+        return Bound(self, weights or Weights({}, {}, None), L)
 
     def rows(self, table, identifiers):
         return jnp.zeros((identifiers.shape[0], 0))

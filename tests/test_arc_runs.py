@@ -69,8 +69,9 @@ def test_answers_are_voted_at_each_depth_and_cleared_between_evaluations(folder)
     for k, figure in enumerate(result["figures"]):
         plain = arc_voting.Votes(names, puzzles)
         answers = answers_at(
-            system.model, distributed.data_mesh(jax.devices()[:1]), weights, np.asarray(data.test.inputs, np.int32),
-            np.repeat(data.test.puzzle_identifiers, np.diff(data.test.puzzle_indices)), np.array([1, 2], np.int32), 2)
+            system.model.bind(weights, 2), distributed.data_mesh(jax.devices()[:1]),
+            np.asarray(data.test.inputs, np.int32),
+            np.repeat(data.test.puzzle_identifiers, np.diff(data.test.puzzle_indices)), np.array([1, 2], np.int32))
         plain.add(np.repeat(data.test.puzzle_identifiers, np.diff(data.test.puzzle_indices)), data.test.inputs,
                   np.asarray(answers.tokens[k]), np.asarray(answers.halting_logit[k]))
         assert plain.score().items() <= figure.items()

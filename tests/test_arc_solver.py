@@ -83,8 +83,8 @@ def test_what_the_embedding_does_not_allow_is_said(export, tasks):
                                      "test 1 has 11 in row 1", "test 1 is ragged")):
         assert why in answer.status and not answer.attempts and answer.to_json()["answer"] is None
     assert fine.reason == arc_solver.NO_RULES and fine.attempts
-    with pytest.raises(SolveError, match="restarts = 4"):
-        solver.solve(tasks, restarts=4)
+    with pytest.raises(SolveError, match="tries = 4"):
+        solver.solve(tasks, tries=4)
 
 
 def test_an_exported_file_knows_its_tasks(export, tmp_path, tasks):

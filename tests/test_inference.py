@@ -1,4 +1,4 @@
-"""The engine: every job stops by its own rule, slots are refilled, restarts are chosen and cancelled, budgets hold."""
+"""The engine: every job stops by its own rule, slots are refilled, tries are chosen and cancelled, budgets hold."""
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,14 @@ from trm_jax.models.network import Model, Weights
 from trm_jax.recursion import Latents
 from trm_jax.runtime import distributed
 
-NOTHING = Weights({}, {}, None)
-
 
 def verify(inputs, answers):
     return DOMAIN.verify(inputs, answers).solved
 
 
 def run(blanks, verify=None, draw_symmetry=None, **settings):
-    return engine.solve(Scripted(), NOTHING, np.stack([blanked(b) for b in blanks]), 2, Settings(**settings),
-                           verify=verify, draw_symmetry=draw_symmetry)
+    return engine.solve(Scripted().bind(), np.stack([blanked(b) for b in blanks]), Settings(**settings),
+                        verify=verify, draw_symmetry=draw_symmetry)
 
 
 def names(stops):
@@ -63,14 +61,14 @@ def test_a_small_residual_stops():
     np.testing.assert_allclose(r.answers.residual, 1 / 20, rtol=1e-5)
 
 
-def test_restarts_are_begun_one_after_another_and_cancelled_by_the_verifier():
+def test_tries_are_begun_one_after_another_and_cancelled_by_the_verifier():
     blanks = [3, NEVER, 3, NEVER]
-    r = run(blanks, verify, DOMAIN.draw_symmetry, restarts=5, max_cycles=12, settle=0, batch_size=4)
-    at = [r.jobs.restart[r.jobs.puzzle == p] for p in range(4)]
+    r = run(blanks, verify, DOMAIN.draw_symmetry, tries=5, max_cycles=12, settle=0, batch_size=4)
+    at = [r.jobs.attempt[r.jobs.puzzle == p] for p in range(4)]
     assert sorted(at[1]) == sorted(at[3]) == [0, 1, 2, 3, 4], "an unsolved puzzle gets all of them"
     assert max(len(at[0]), len(at[2])) < 5
-    assert r.answers.restart[[0, 2]].tolist() == [0, 0] and r.answers.verified.tolist() == [True, False, True, False]
-    assert set(names(r.jobs.stop[(r.jobs.puzzle == 0) & (r.jobs.restart > 0)])) <= {"cancelled"}
+    assert r.answers.attempt[[0, 2]].tolist() == [0, 0] and r.answers.verified.tolist() == [True, False, True, False]
+    assert set(names(r.jobs.stop[(r.jobs.puzzle == 0) & (r.jobs.attempt > 0)])) <= {"cancelled"}
 
 
 def test_symmetries_are_undone_and_noise_is_not_the_neighbours():
@@ -82,25 +80,25 @@ def test_symmetries_are_undone_and_noise_is_not_the_neighbours():
     inputs = np.stack([blanked(b) for b in (3, 8, 5, 12, 9)])
 
     def jobs(rows, **settings):
-        r = engine.solve(model, w, inputs[rows], 2, Settings(settle=0, max_cycles=3, **settings),
-                            draw_symmetry=DOMAIN.draw_symmetry)
+        r = engine.solve(model.bind(w, 2), inputs[rows], Settings(settle=0, max_cycles=3, **settings),
+                         draw_symmetry=DOMAIN.draw_symmetry)
         which = np.arange(5)[rows][r.jobs.puzzle]
-        return {(int(p), int(k)): tokens for p, k, tokens in zip(which, r.jobs.restart, r.jobs.tokens)}
-    found = jobs(slice(None), restarts=3, vary="symmetry", batch_size=4, seed=7)
+        return {(int(p), int(k)): tokens for p, k, tokens in zip(which, r.jobs.attempt, r.jobs.tokens)}
+    found = jobs(slice(None), tries=3, vary="symmetry", batch_size=4, seed=7)
     assert len(found) == 15
     for (p, k), tokens in found.items():
         asked, back = inputs[p], None
         if k:
             symmetry = DOMAIN.draw_symmetry(np.random.default_rng([7, p, k]), 1)
             asked, back = symmetry.apply(asked[None])[0], symmetry.inverse()
-        alone = np.asarray(slots.unrolled(model, w, jnp.asarray(asked[None]), jnp.zeros(1, jnp.int32), 3, 2))
+        alone = np.asarray(slots.unrolled(model.bind(w, 2), jnp.asarray(asked[None]), jnp.zeros(1, jnp.int32), 3))
         np.testing.assert_array_equal(tokens, (back.apply(alone) if back else alone)[0])
     for vary in ("start", "cycle"):
-        noisy = jobs(slice(None), restarts=2, vary=vary, sigma=1.0, batch_size=4)
-        again = jobs(slice(2, 5), restarts=2, vary=vary, sigma=1.0, batch_size=4)
+        noisy = jobs(slice(None), tries=2, vary=vary, sigma=1.0, batch_size=4)
+        again = jobs(slice(2, 5), tries=2, vary=vary, sigma=1.0, batch_size=4)
         assert all((noisy[key] == again[key]).mean() > 0.9 for key in [(2, 0), (3, 0), (4, 0)])
-        assert any((noisy[p, 0] != noisy[p, 1]).any() for p in range(5)), "a restart is another try"
-        assert all((noisy[p, 0] == found[p, 0]).mean() > 0.9 for p in range(5)), "restart 0 is the plain one"
+        assert any((noisy[p, 0] != noisy[p, 1]).any() for p in range(5)), "a second try is another one"
+        assert all((noisy[p, 0] == found[p, 0]).mean() > 0.9 for p in range(5)), "the first is the plain one"
 
 
 @pytest.mark.parametrize("arch, L", [
@@ -112,9 +110,8 @@ def test_every_system_of_the_family(arch, L):
     model = Model(arch, Shape(16, 6))
     w = Weights(*jax.jit(model.init)(jax.random.key(0)))
     inputs = np.stack([blanked(b) for b in (3, 8, 5)])
-    r = engine.solve(model, w, inputs, L, Settings(max_cycles=3, settle=0, batch_size=2))
-    fixed = jax.jit(slots.unrolled, static_argnums=(0, 5))(
-        model, w, jnp.asarray(inputs), jnp.zeros(3, jnp.int32), np.int32(3), L)
+    r = engine.solve(model.bind(w, L), inputs, Settings(max_cycles=3, settle=0, batch_size=2))
+    fixed = jax.jit(slots.unrolled)(model.bind(w, L), jnp.asarray(inputs), jnp.zeros(3, jnp.int32), np.int32(3))
     np.testing.assert_array_equal(r.answers.tokens, fixed)
     assert r.core_calls == r.slot_cycles * model.test_cycles * (L + 1)
     assert (r.answers.q_halt != 0).all() == arch.halting_head
@@ -133,10 +130,10 @@ def test_noise_has_the_deviation_asked_for():
 
 
 def test_budgets():
-    r = run([NEVER, 2], settle=0, max_cycles=10, restarts=4, vary="start", max_calls=3 * 25, batch_size=8)
+    r = run([NEVER, 2], settle=0, max_cycles=10, tries=4, vary="start", max_calls=3 * 25, batch_size=8)
     spent = [r.jobs.cycles[r.jobs.puzzle == p].sum() for p in range(2)]
-    assert spent == [25, 25], "core calls of a puzzle are shared by its restarts"
-    r = run([2, 2], verify, settle=4, max_cycles=10, restarts=4, vary="start", max_calls=3 * 25)
+    assert spent == [25, 25], "core calls of a puzzle are shared by its tries"
+    r = run([2, 2], verify, settle=4, max_cycles=10, tries=4, vary="start", max_calls=3 * 25)
     assert r.answers.verified.all() and r.cycles <= 2 * 25
     r = run([NEVER] * 9, settle=0, max_cycles=10**8, max_seconds=0.01, batch_size=2)
     assert r.begun.sum() == 2 and names(r.answers.stop) == ["budget"] * 9 and r.seconds < 20
@@ -146,46 +143,46 @@ def test_budgets():
 def test_several_devices_answer_the_same():
     blanks = [3, 9, 1, 6, 9, 2, 11, 4, 4, 1, NEVER, 5]
     mesh = distributed.data_mesh(jax.devices()[:4])
-    w = jax.device_put(NOTHING, distributed.replicated(mesh))
+    bound = Scripted().bind()
     inputs = np.stack([blanked(b) for b in blanks])
-    one, four = (engine.solve(Scripted(), w, inputs, 2, Settings(settle=4, max_cycles=1000, batch_size=8), mesh=m)
+    one, four = (engine.solve(bound, inputs, Settings(settle=4, max_cycles=1000, batch_size=8), mesh=m)
                  for m in (None, mesh))
     for a, b in zip(one.answers, four.answers):
         np.testing.assert_allclose(a, b, rtol=1e-5)
-    at_work = slots.begin(Scripted(), w, inputs[:8], np.zeros(8, np.int32), jax.random.key(0), np.zeros(8, np.int32),
+    at_work = slots.begin(bound, inputs[:8], np.zeros(8, np.int32), jax.random.key(0), np.zeros(8, np.int32),
                              np.zeros(8, np.int32), np.full(8, 9, np.int32), np.zeros(8, np.float32), "", mesh)
     assert at_work.x.sharding.shard_shape(at_work.x.shape)[1] == at_work.running.sharding.shard_shape((8,))[0] == 2
 
 
 def test_nothing_asked():
-    r = engine.solve(Scripted(), NOTHING, np.zeros((0, 16), np.uint8), 2)
+    r = engine.solve(Scripted().bind(), np.zeros((0, 16), np.uint8))
     assert len(r.jobs.puzzle) == len(r.begun) == r.core_calls == 0
 
 
 def test_progress_is_reported():
     seen = []
-    engine.solve(Scripted(), NOTHING, np.stack([blanked(b) for b in (1, 9, 2, 30)]), 2,
-                    Settings(max_cycles=20, batch_size=2), report=lambda done, n: seen.append((done, n)))
+    engine.solve(Scripted().bind(), np.stack([blanked(b) for b in (1, 9, 2, 30)]),
+                 Settings(max_cycles=20, batch_size=2), report=lambda done, n: seen.append((done, n)))
     assert seen == sorted(seen) and seen[-1] == (4, 4)
 
 
 def test_unrolled_is_the_plain_loop_at_any_depth_with_one_program():
-    fixed = jax.jit(slots.unrolled, static_argnames=("model", "L"))
-    model, inputs = Scripted(), jnp.asarray(np.stack([blanked(b) for b in (3, NEVER)]))
+    fixed = jax.jit(slots.unrolled)
+    bound, inputs = Scripted().bind(), jnp.asarray(np.stack([blanked(b) for b in (3, NEVER)]))
     programs = set()
     for cycles in (2, 3, 20_000):
-        answers = np.asarray(fixed(model, NOTHING, inputs, jnp.zeros(2, jnp.int32), np.int32(cycles), L=2))
+        answers = np.asarray(fixed(bound, inputs, jnp.zeros(2, jnp.int32), np.int32(cycles)))
         assert verify(np.asarray(inputs), answers).tolist() == [cycles >= 3, False]
         programs.add(fixed._cache_size())
     assert len(programs) == 1
 
 
 def table(*rows):
-    """Jobs of (puzzle, restart, answer, verified, stop, residual, q_halt)."""
-    puzzle, restart, answer, verified, stop, residual, q = zip(*rows)
+    """Jobs of (puzzle, attempt, answer, verified, stop, residual, q_halt)."""
+    puzzle, attempt, answer, verified, stop, residual, q = zip(*rows)
     stop = [STOPS.index(s) for s in stop]
-    since = 10 - np.array(restart)  # later restarts settle sooner
-    return Jobs(np.array(puzzle), np.array(restart), np.array(answer, np.uint8)[:, None], np.array(verified),
+    since = 10 - np.array(attempt)  # later tries settle sooner
+    return Jobs(np.array(puzzle), np.array(attempt), np.array(answer, np.uint8)[:, None], np.array(verified),
                 np.array(stop), since + 4, since, np.array(residual), np.array(q, float))
 
 
@@ -207,7 +204,7 @@ def test_choice(by, chosen):
 @pytest.mark.parametrize("wrong, message", [
     ({"max_cycles": 0}, "max_cycles = 0: must be at least 1"), ({"settle": -1}, "settle = -1"),
     ({"vary": "luck"}, "vary = 'luck': must be one of"), ({"choose": ("best",)}, "choose = "),
-    ({"restarts": 2, "vary": "cycle", "sigma": 0.0}, "sigma = 0.0: restarts that differ by noise")])
+    ({"tries": 2, "vary": "cycle", "sigma": 0.0}, "sigma = 0.0: tries that differ by noise")])
 def test_impossible_settings(wrong, message):
     with pytest.raises(InferenceError, match=message):
         Settings(**wrong)
@@ -215,15 +212,15 @@ def test_impossible_settings(wrong, message):
 
 def test_no_symmetries_to_draw():
     with pytest.raises(InferenceError, match="has no symmetries"):
-        run([1], restarts=2)
+        run([1], tries=2)
 
 
 def test_nothing_is_copied_to_the_host_within_a_call():
     """A call of the device is one program; what comes back are the small arrays of `Seen`."""
-    at_work = slots.begin(Scripted(), NOTHING, np.stack([blanked(3)] * 2), np.zeros(2, np.int32), jax.random.key(0),
+    at_work = slots.begin(Scripted().bind(), np.stack([blanked(3)] * 2), np.zeros(2, np.int32), jax.random.key(0),
                              np.zeros(2, np.int32), np.zeros(2, np.int32), np.full(2, 9, np.int32),
                              np.zeros(2, np.float32), "", None)
-    lowered = slots.advanced.lower(Scripted(), NOTHING, at_work, np.ones(2, bool), np.int32(4), np.int32(0),
-                                       np.int32(4), np.float32(0), 2, False)
+    lowered = slots.advanced.lower(Scripted().bind(), at_work, np.ones(2, bool), np.int32(4), np.int32(0), np.int32(4),
+                                   np.float32(0), False)
     text = lowered.as_text()
     assert "stablehlo.while" in text and "callback" not in text and "outfeed" not in text

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.scripted import Scripted
 from trm_jax import config, puzzles
 from trm_jax.data.loading import Dataset
 from trm_jax.evaluation import tables
@@ -122,7 +123,7 @@ def test_a_maze_run_ends_bit_for_bit_where_it_would_have(folder, tmp_path):
 
 
 def test_an_answer_says_what_is_wrong_with_it():
-    solver = Solver(None, MAZE, Weights({}, {}, None), L=1)
+    solver = Solver(Scripted().bind(), MAZE)
     right = solver.judge(QUESTION, LABEL, "settled", 7, 3)
     assert right.verified and right.reason == "" and right.text == MAZE.decode(LABEL)
     open_end = np.where(np.arange(20) == np.flatnonzero(LABEL == 5)[-1], 2, LABEL)

@@ -99,8 +99,8 @@ def test_answers_are_the_same_from_a_split_table(system, eight):
         places = puzzle_table.weights_shardings(system.model, mesh)
         weights = Weights(*(jax.device_put(a, place) for a, place in zip(system.weights(eight[0]), places)))
         placed = distributed.put_batch(mesh, tokens)
-        answers.append(answers_at(system.model, mesh, weights, placed["inputs"], placed["puzzle_identifiers"],
-                                           np.array([1, 3], np.int32), 2))
+        answers.append(answers_at(system.model.bind(weights, 2), mesh, placed["inputs"],
+                                  placed["puzzle_identifiers"], np.array([1, 3], np.int32)))
     assert answers[1].tokens.shape == (2, B, 16) and len(np.unique(answers[1].tokens)) > 1
     np.testing.assert_array_equal(answers[0].tokens, answers[1].tokens)
 

@@ -41,8 +41,8 @@ def given(tmp_path_factory):
     folder = tiny.make_dataset(tmp_path_factory.mktemp("data") / "sudoku4", train=16, test=13)
     subject, settings = scaling.subject(export(folder), "", SMALL)
     s = Settings(settle=0)
-    own, other = (engine.solve(subject.system.model, subject.weights, subject.data.test.inputs, 2,
-                                  dataclasses.replace(s, max_cycles=H)).answers.tokens for H in (5, 2))
+    own, other = (engine.solve(subject.system.model.bind(subject.weights, 2), subject.data.test.inputs,
+                               dataclasses.replace(s, max_cycles=H)).answers.tokens for H in (5, 2))
     labels = np.array(subject.data.test.labels)
     labels[::3], labels[1::3] = own[::3], other[1::3]
     test = dataclasses.replace(subject.data.test, labels=labels)
@@ -59,8 +59,8 @@ def asked():
 def result(given, asked):
     solve = engine.solve
 
-    def spy(model, w, inputs, L, settings, **more):
-        results = solve(model, w, inputs, L, settings, **more)
+    def spy(bound, inputs, settings, **more):
+        results = solve(bound, inputs, settings, **more)
         asked.append((np.array(inputs), settings, results))
         return results
     with pytest.MonkeyPatch.context() as patch:
@@ -114,11 +114,11 @@ def test_restarts_are_chosen_by_the_engine_and_by_one_who_knows(given, result, a
     subject, _ = given
     rows = np.sort(np.random.default_rng(0).choice(13, 9, replace=False))
     labels = subject.data.test.labels[rows]
-    jobs = next(r.jobs for _, s, r in asked if s.restarts == 3)
+    jobs = next(r.jobs for _, s, r in asked if s.tries == 3)
     right = (jobs.tokens == labels[jobs.puzzle]).all(1)
     for R in (1, 3):
         [oracle] = points(result, "restarts", restarts=R, chosen_by="pass@R")
-        assert oracle["right"] == len(set(jobs.puzzle[right & (jobs.restart < R)]))
+        assert oracle["right"] == len(set(jobs.puzzle[right & (jobs.attempt < R)]))
         [blind] = points(result, "restarts", restarts=R, chosen_by="engine, no verifier")
         assert blind["right"] <= oracle["right"] and blind["mean_cycles"] == 5 * R
         [engine] = points(result, "restarts", restarts=R, chosen_by="engine")

@@ -25,7 +25,7 @@ from trm_jax.weights import weights_file
 
 @pytest.fixture(scope="module")
 def solver():
-    return Solver(Scripted(), DOMAIN, Weights({}, {}, None), L=2)
+    return Solver(Scripted().bind(), DOMAIN)
 
 
 def tiny_export(seed: int = 0) -> weights_file.Export:
@@ -59,13 +59,13 @@ def test_the_verifier_ends_it_at_once(solver):
     a, b = solver.solve([text(6), text(NEVER)], max_steps=40, settle=0)
     assert (a.stop, a.verified, a.since) == ("verified", True, 6) and a.cycles < 40
     assert a.status == "verified; found after 6 outer cycles"
-    assert (b.stop, b.cycles, b.restart) == ("budget", 40, 0)
+    assert (b.stop, b.cycles, b.attempt) == ("budget", 40, 1)
 
 
-def test_restarts_are_passed_on(solver):
-    [a] = solver.solve([text(NEVER)], max_steps=4, restarts=3, vary="start")
-    assert a.verified and a.restart in (1, 2), "this network forgets how hard a puzzle is when its latents are shaken"
-    assert a.status.endswith(f"of restart {a.restart}")
+def test_tries_are_passed_on(solver):
+    [a] = solver.solve([text(NEVER)], max_steps=4, tries=3, vary="start")
+    assert a.verified and a.attempt in (2, 3), "this network forgets how hard a puzzle is when its latents are shaken"
+    assert a.status.endswith(f"of try {a.attempt}")
     with pytest.raises(InferenceError, match="vary = 'luck'"):
         solver.solve([text(3)], vary="luck")
 
@@ -259,7 +259,7 @@ def test_without_a_source_the_packaged_weights_answer(capsys):
 
 @pytest.mark.parametrize("args, message", [
     ([], "no puzzle given"), (["--settle=-1", "1"], "settle = -1"),
-    (["--file=nowhere.txt"], "nowhere.txt: No such file"), (["--restarts=0", "1"], "restarts = 0"),
+    (["--file=nowhere.txt"], "nowhere.txt: No such file"), (["--tries=0", "1"], "tries = 0"),
     (["--example=0"], "no dataset folder nowhere")])
 def test_bad_usage_is_status_2(cli, args, message):
     status, out, err = cli(*args)

@@ -16,7 +16,6 @@ from tests.scripted import DOMAIN, GRID, NEVER, Scripted, text
 from tests.test_solve import tiny_export
 from trm_jax import puzzles
 from trm_jax.inference.solver import Answer, Solver, Trace
-from trm_jax.models.network import Weights
 from trm_jax.puzzles import arc
 from trm_jax.reports import page as page_module
 from trm_jax.reports import pictures
@@ -28,7 +27,7 @@ EVIL = "</script><script>hacked = 1</script><!--<b id=evil>&amp;"
 
 @pytest.fixture(scope="module")
 def solver():
-    return Solver(Scripted(), DOMAIN, Weights({}, {}, None), L=2)
+    return Solver(Scripted().bind(), DOMAIN)
 
 
 def film(solver, puzzle: str, steps: int = 20, settle: int = 4, name: str = "puzzle 1") -> Film:

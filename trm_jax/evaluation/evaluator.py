@@ -87,20 +87,21 @@ class Evaluator:
         mesh = distributed.data_mesh(jax.local_devices())
         weights = jax.device_put(weights, distributed.replicated(mesh))
         e, domain, test = self._system.experiment.eval, self._data.domain, self._data.test
-        settings = Settings(max_cycles=e.H_test[-1], settle=2 * e.settled_cycles, restarts=e.restarts,
-                                      vary=e.vary, sigma=e.sigma)
+        settings = Settings(max_cycles=e.H_test[-1], settle=2 * e.settled_cycles, tries=e.restarts, vary=e.vary,
+                            sigma=e.sigma)
         n = len(self.rows)
         [batch] = pipeline.test_batches(test, n, rows=self.rows)
-        r = engine.solve(self._system.model, weights, batch["inputs"], L, settings, mesh=mesh,
-                            identifiers=batch["puzzle_identifiers"], **engine.rules(domain))
+        bound = self._system.model.bind(weights, L)
+        r = engine.solve(bound, batch["inputs"], settings, mesh=mesh, identifiers=batch["puzzle_identifiers"],
+                         **engine.rules(domain))
         marks = mark(domain, batch["inputs"], batch["labels"], r.answers.tokens)
         return {"H_test": settings.max_cycles, "L_test": L, "settle": settings.settle, "restarts": e.restarts,
                 "vary": e.vary, "sigma": None if e.vary == "symmetry" else e.sigma, "n": n,
                 "exact_accuracy": share(marks.right, marks.valid),
                 "verified": float(r.answers.verified.mean()),
-                "by_restart": int((r.answers.verified & (r.answers.restart > 0)).sum()),
+                "by_restart": int((r.answers.verified & (r.answers.attempt > 0)).sum()),
                 "mean_cycles": r.cycles / n, "core_calls_per_example": r.core_calls / n,
-                "flops_per_example": engine.flops(self._system.model, r, L), "seconds": r.seconds}
+                "flops_per_example": engine.flops(bound, r), "seconds": r.seconds}
 
     def _unroll(self, weights: Weights, L: int, note) -> list[dict[str, Any]]:
         e, data = self._system.experiment.eval, self._data
@@ -113,9 +114,9 @@ class Evaluator:
         for batch in pipeline.test_batches(data.test, self._batch_size, rows=self.rows):
             placed = distributed.put_batch(
                 self._mesh, {k: batch[k][local] for k in ("inputs", "puzzle_identifiers")})
-            answers = answers_at(self._system.model, self._mesh, weights, placed["inputs"],
+            answers = answers_at(self._system.model.bind(weights, L), self._mesh, placed["inputs"],
                                  placed["puzzle_identifiers"],
-                                 jax.device_put(depths, distributed.replicated(self._mesh)), L, e.stop_halted)
+                                 jax.device_put(depths, distributed.replicated(self._mesh)), e.stop_halted)
             answers = jax.tree.map(distributed.gather_to_host, answers)
             valid = batch.pop("valid")
             batch = {name: array[valid] for name, array in batch.items()}

@@ -18,7 +18,8 @@ from trm_jax.inference import arc_voting, engine
 from trm_jax.inference.choice import STOPS, Jobs
 from trm_jax.inference.settings import Settings
 from trm_jax.inference.solver import Answer, SolveError, Solver, Trace
-from trm_jax.puzzles import PuzzleError, arc
+from trm_jax.models.network import Bound
+from trm_jax.puzzles import Domain, PuzzleError, arc
 from trm_jax.weights import weights_file
 
 NO_RULES = "ARC has no rules to verify an answer by"
@@ -52,8 +53,8 @@ class ArcSolver(Solver, puzzle="arc"):
     "output", the answer is compared with it.
     """
 
-    def __init__(self, *args, identifiers: Sequence[str], **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, bound: Bound, domain: Domain, identifiers: Sequence[str]):
+        super().__init__(bound, domain)
         self._names = list(identifiers)
         self._rows: dict[str, list[int]] = collections.defaultdict(list)
         for row, name in enumerate(self._names):
@@ -62,9 +63,7 @@ class ArcSolver(Solver, puzzle="arc"):
 
     @classmethod
     def from_export(cls, export: weights_file.Export) -> ArcSolver:
-        unit = "outer cycles" if export.model.test_cycles == 1 else "supervision steps"
-        return cls(export.model, export.domain, export.weights, export.metadata["L"], unit,
-                   identifiers=export.identifiers)
+        return cls(export.bound, export.domain, export.identifiers)
 
     @property
     def tasks(self) -> list[str]:
@@ -76,13 +75,13 @@ class ArcSolver(Solver, puzzle="arc"):
         """Answers in the order of the tasks.
 
         Args:
-          max_steps, settle, settings: as Solver.solve's. One try per symmetry: no restarts.
+          max_steps, settle, settings: as Solver.solve's. One try per symmetry.
           symmetries: of a task at most so many of its identifiers are asked, the task as it is first; 0: all.
         """
         if isinstance(puzzles, (str, Mapping)):
             raise SolveError("tasks must be a list of tasks; put the one in brackets")
-        if settings.get("restarts", 1) != 1:
-            raise SolveError(f"restarts = {settings['restarts']}: a task of ARC is tried once under each symmetry")
+        if settings.get("tries", 1) != 1:
+            raise SolveError(f"tries = {settings['tries']}: a task of ARC is tried once under each symmetry")
         settings = Settings(max_cycles=max_steps, settle=settle, **settings)
         answers: list[ArcAnswer | None] = [None] * len(puzzles)
         inputs, rows, read = [], [], {}
@@ -101,8 +100,7 @@ class ArcSolver(Solver, puzzle="arc"):
                     rows.append(row)
         if read:
             inputs, rows = np.stack(inputs), np.array(rows, np.int32)
-            found = engine.solve(self._model, self._weights, inputs, self._L, settings, identifiers=rows,
-                                    report=report)
+            found = engine.solve(self._bound, inputs, settings, identifiers=rows, report=report)
             for i, (name, tests, of, first) in read.items():
                 part = slice(first, first + of * len(tests))
                 answers[i] = self._answer_task(name, tests, of, inputs[part], rows[part], found.answers.take(part),
@@ -124,7 +122,8 @@ class ArcSolver(Solver, puzzle="arc"):
         return ArcAnswer("/".join("".join(map(str, row)) for row in best.tolist()),
                          arc.to_canvas(best) if best.size else np.zeros(arc.SIDE ** 2, np.uint8), right,
                          STOPS[int(answers.stop.max())], int(answers.cycles.max()), int(answers.since.max()),
-                         reason, 0, self._unit, attempts, tuple(tuple(n for _, n in grids) for grids in ranked), of)
+                         reason, 1, self._bound.unit, attempts,
+                         tuple(tuple(n for _, n in grids) for grids in ranked), of)
 
     def _read_task(self, task: Any) -> tuple[str, list]:
         """(ID, [(input, output or None), ...]); PuzzleError says what is wrong."""

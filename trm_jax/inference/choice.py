@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ class Jobs(NamedTuple):
     """J jobs that were begun, in the order in which they stopped; or the chosen one of each puzzle."""
 
     puzzle: np.ndarray  # int [J]
-    restart: np.ndarray  # int [J]
+    attempt: np.ndarray  # int [J], which try of the puzzle; 0 is the plain one
     tokens: np.ndarray  # uint8 [J, S], as an answer to the puzzle itself
     verified: np.ndarray  # bool [J]; False without a verifier
     stop: np.ndarray  # int [J] into STOPS
@@ -28,16 +29,27 @@ class Jobs(NamedTuple):
     def take(self, rows) -> Jobs:
         return Jobs(*(array[rows] for array in self))
 
+    @classmethod
+    def not_begun(cls, n: int, S: int) -> Jobs:
+        """n puzzles of S cells before anybody worked on them."""
+        return cls(np.arange(n), np.zeros(n, int), np.zeros((n, S), np.uint8), np.zeros(n, bool), np.full(n, BUDGET),
+                   np.zeros(n, int), np.zeros(n, int), np.full(n, np.inf, np.float32), np.zeros(n, np.float32))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Jobs], S: int) -> Jobs:
+        """The parts, none or more, one after another."""
+        return cls(*map(np.concatenate, zip(cls.not_begun(0, S), *parts)))
+
 
 def choose(jobs: Jobs, n: int, by: tuple[str, ...] = ORDER) -> np.ndarray:
     """int [n], the job whose answer each puzzle gets; -1 where none was begun.
 
     Criteria in their order, each where those before do not tell: verified; the smaller power of ten of the residual
     (its digits are noise, and would leave nothing to those that follow); the higher halting logit; the answer that most
-    jobs of the puzzle came to; the one that has stood since an earlier cycle. Then the first restart. A cancelled job
+    jobs of the puzzle came to; the one that has stood since an earlier cycle. Then the first try. A cancelled job
     is taken only if there is no other.
     """
-    keys = [jobs.restart]
+    keys = [jobs.attempt]
     for name in reversed(by):
         if name == "verified":
             keys.append(~jobs.verified)

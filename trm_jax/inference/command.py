@@ -2,7 +2,7 @@
 
     python -m trm_jax.solve "5...27..9..41......5..3..."                  with the weights that come with this package
     python -m trm_jax.solve --workdir=runs/quick < puzzles.txt            one puzzle per line, answers in their order
-    python -m trm_jax.solve --weights=quick.safetensors --file=puzzles.json --format=json --restarts=8
+    python -m trm_jax.solve --weights=quick.safetensors --file=puzzles.json --format=json --tries=8
     python -m trm_jax.solve --workdir=runs/quick --example=3 --watch      the answer as it fills in
 
 A line is a puzzle as text, or JSON: a string, or an object {"puzzle": "...", "id": ...}; a .json file is a list of
@@ -109,26 +109,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trm_jax.solve", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser)
-    parser.add_argument("--restarts", type=int, default=1, help="tries of a puzzle that the rules do not accept "
-                        "(%(default)s)")
-    parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle"), help="tell restarts "
+    parser.add_argument("--tries", type=int, default=1, help="of a puzzle that the rules do not accept (%(default)s)")
+    parser.add_argument("--restarts", dest="tries", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle"), help="tell tries "
                         "apart by a symmetry of the puzzle, noise at the start, or noise in every cycle (%(default)s)")
     parser.add_argument("--sigma", type=float, default=0.3, help="of that noise (%(default)s)")
-    parser.add_argument("--choose", default=",".join(ORDER), help="between the answers of restarts none of "
+    parser.add_argument("--choose", default=",".join(ORDER), help="between the answers of tries none of "
                         f"which is verified; some of {','.join(CRITERIA)}, the first one first (%(default)s)")
     parser.add_argument("--tolerance", type=float, default=0, help="stop when the latents change by less than this "
                         "share of themselves; 0: never mind")
-    parser.add_argument("--calls", type=int, default=0, help="of the network, for one puzzle with its restarts; 0: no "
+    parser.add_argument("--calls", type=int, default=0, help="of the network, for one puzzle with all its tries; 0: no "
                         "limit")
     parser.add_argument("--seconds", type=float, default=0, help="for all puzzles together; 0: no limit")
-    parser.add_argument("--seed", type=int, default=0, help="of the restarts (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the tries (%(default)s)")
     parser.add_argument("--format", choices=("text", "json", "picture"), help="of the answers on standard output: a "
                         "line of text each, a line of JSON each, or drawn (default: drawn on a terminal, else text)")
     parser.add_argument("--watch", action="store_true", help="show the plain answer as it fills in")
     add_puzzles(parser)
     args = parser.parse_args(argv)
-    if args.watch and (args.restarts > 1 or args.format == "json"):
-        parser.error("--watch shows one try of each puzzle, as a picture: without --restarts and --format=json")
+    if args.watch and (args.tries > 1 or args.format == "json"):
+        parser.error("--watch shows one try of each puzzle, as a picture: without --tries and --format=json")
     return guarded(lambda: _answer(args))
 
 
@@ -143,7 +143,7 @@ def _answer(args: argparse.Namespace) -> int:
     else:
         fine = [request for request in asked if not isinstance(request.puzzle, Exception)]
         found = iter(solver.solve([request.puzzle for request in fine], max_steps=args.max_steps, settle=args.settle,
-                                  restarts=args.restarts, vary=args.vary, sigma=args.sigma, seed=args.seed,
+                                  tries=args.tries, vary=args.vary, sigma=args.sigma, seed=args.seed,
                                   max_seconds=args.seconds, max_calls=args.calls, tolerance=args.tolerance,
                                   choose=tuple(args.choose.split(","))))
         answers = [Answer.refused(r.puzzle) if isinstance(r.puzzle, Exception) else next(found) for r in asked]

@@ -1,6 +1,6 @@
 """Test-time compute: how long and how often a trained step is applied to a puzzle, and which answer is kept.
 
-`solve` is continuous batching, for every recursion. Work is a queue of jobs (puzzle, restart), done by the slots of a
+`solve` is continuous batching, for every recursion. Work is a queue of jobs (puzzle, try), done by the slots of a
 batch (slots.py; a fixed unroll for all is there too, `unrolled`). A slot whose job has stopped takes the next one, so
 that the cost of many puzzles follows their mean number of cycles, not the largest. The device runs until enough slots
 have stopped or it is time to ask the verifier, never a cycle at a time; when the queue is empty, the jobs that are left
@@ -10,19 +10,23 @@ A job stops when its decoded answer has stood still for `settle` cycles, when th
 under `tolerance`, when the verifier accepts its answer, or when its budget is spent; the verifier is asked between two
 calls of the device, so a job that it stops may have gone on for some cycles (see `Jobs.cycles` and `Jobs.since`).
 
-Restart 0 of a puzzle is the plain one. The others differ by noise in the latents they start from, by noise before each
-cycle (as PTRM does), or by a symmetry of the puzzle, undone in the answer. Restarts of a puzzle that has been verified
-are not begun, and stopped where they are at work. Noise and symmetries are functions of (seed, puzzle, restart) alone,
-not of the batch that a job happens to be in; the sums of a matrix product are not, in their last bits.
+The first try of a puzzle is the plain one. The others differ by noise in the latents they start from, by noise before
+each cycle (as PTRM does), or by a symmetry of the puzzle, undone in the answer. Tries of a puzzle that has been
+verified are not begun, and stopped where they are at work. Noise and symmetries are functions of (seed, puzzle, number
+of the try) alone, not of the batch that a job happens to be in; the sums of a matrix product are not, in their last
+bits.
 
 A cycle is the model's test step: an outer cycle, or a supervision step of a network that was trained with those.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -32,11 +36,12 @@ from trm_jax.inference.choice import BUDGET, CANCELLED, CONVERGED, SETTLED, VERI
 from trm_jax.inference.queue import Queue
 from trm_jax.inference.settings import InferenceError, Settings
 from trm_jax.inference.slots import Seen, Slots, advanced, begin, gather, refill
+from trm_jax.models.network import Bound
 from trm_jax.puzzles import Symmetry
 
 FIRST_CYCLES, MOST_CYCLES = 4, 64  # of one call of the device: grows while nothing stops
-QUOTA = 16  # a call ends early when one in so many slots has stopped
-LONG = 512  # cycles that are left: with so many a half-empty batch is worth another compilation
+REFILL_SHARE = 1 / 16  # return to the host once this share of slots is free
+MIN_CYCLES_TO_SHRINK = 512  # shrinking to half recompiles: only with so many cycles left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,69 +57,95 @@ class Results:
     seconds: float
 
 
-def solve(model, weights, inputs: np.ndarray, L: int, settings: Settings | None = None, *,
+def solve(bound: Bound, inputs: np.ndarray, settings: Settings | None = None, *,
           verify: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
           draw_symmetry: Callable[[np.random.Generator, int], Symmetry] | None = None,
           identifiers: np.ndarray | None = None, mesh: Mesh | None = None,
-          report: Callable[[int, int], None] | None = None) -> Results:
+          report: Callable[[int, int], None] | None = None,
+          finished: Callable[[int, Jobs], None] | None = None) -> Results:
     """Answers n puzzles.
 
     Args:
-      model, weights: a models.network.Model and state.Weights.
+      bound: the model with its weights and L.
       inputs: tokens [n, S].
-      L: inner cycles.
       verify: (inputs [k, S], answers [k, S]) -> bool [k]. None: nothing is verified.
-      draw_symmetry: (rng, count) -> Symmetry, as domains have it; needed for restarts that differ by symmetries.
+      draw_symmetry: (rng, count) -> Symmetry, as domains have it; needed for tries that differ by symmetries.
       identifiers: int [n], rows of the puzzle table; None: row 0.
       mesh: devices of this process (distributed.data_mesh) over which slots are split; None: one device. They wait for
-        each other once a cycle, to count who is running; `weights` must be on all of them.
+        each other once a cycle, to count who is running; the weights must be on all of them.
       report: takes (puzzles done, n) now and then.
+      finished: takes (puzzle, its answer: Jobs of one row) as soon as nothing more is done for it. Of puzzles that are
+        not done when time is up it hears nothing.
     """
     settings = settings or Settings()
-    return _Run(model, weights, np.asarray(inputs, np.uint8), L, settings, verify, draw_symmetry, identifiers,
-                mesh)(report)
+    run = _Run(bound, np.asarray(inputs, np.uint8), settings, verify, draw_symmetry, identifiers, mesh)
+    return run(report, finished)
+
+
+class _AtWork(NamedTuple):
+    """What the host knows of B slots."""
+
+    puzzle: np.ndarray  # int [B], -1 where the slot is free
+    attempt: np.ndarray  # int [B], which try of it
+    limit: np.ndarray  # int32 [B], cycles that the job may do
+    alive: np.ndarray  # bool [B]
+    asked: np.ndarray  # uint8 [B, S], the puzzle as its job sees it
+    undo: np.ndarray  # [B] of Symmetry or None: what maps the answer back
+    done: np.ndarray  # int [B], cycles at the last look
+    checked: np.ndarray  # int [B], cycles when the verifier was last asked
+
+    @classmethod
+    def free(cls, B: int, S: int) -> _AtWork:
+        return cls(np.full(B, -1), np.zeros(B, int), np.zeros(B, np.int32), np.zeros(B, bool),
+                   np.ones((B, S), np.uint8), np.full(B, None), np.zeros(B, int), np.zeros(B, int))
+
+    def take(self, rows: np.ndarray) -> _AtWork:
+        return _AtWork(*(array[rows] for array in self))
 
 
 class _Run:
-    """One call of `solve`. Slot b works on job held[b] = (puzzle, restart), (-1, -1) where it is free."""
+    """One call of `solve`."""
 
-    def __init__(self, model, weights, inputs, L, settings, verify, draw_symmetry, identifiers, mesh):
-        if settings.restarts > 1 and settings.vary == "symmetry" and draw_symmetry is None:
+    def __init__(self, bound, inputs, settings, verify, draw_symmetry, identifiers, mesh):
+        if settings.tries > 1 and settings.vary == "symmetry" and draw_symmetry is None:
             raise InferenceError("vary = 'symmetry': this puzzle has no symmetries to draw; vary start or cycle")
-        self._model, self._weights, self._L, self._settings = model, weights, L, settings
+        self._bound, self._settings = bound, settings
         self._mesh = None if mesh is None or mesh.size == 1 else mesh
         self._verify, self._draw, self._inputs = verify, draw_symmetry, inputs
         rows = np.zeros(len(inputs)) if identifiers is None else identifiers
         self._identifiers = np.asarray(rows, np.int32)
-        self._calls = model.test_cycles * (L + 1)
-        self._queue = Queue(len(inputs), settings, self._calls)
-        self._noisy = settings.vary if settings.restarts > 1 and settings.vary != "symmetry" else ""
+        self._queue = Queue(len(inputs), settings, bound.core_calls)
+        self._noisy = settings.vary if settings.tries > 1 and settings.vary != "symmetry" else ""
         self._base = jax.random.key(settings.seed)
-        self._finished: list[Jobs] = []
+        self._stopped: list[Jobs] = []
+        self._untold: dict[int, list[Jobs]] = collections.defaultdict(list)  # of puzzles that are not over
         self._solved = np.zeros(len(inputs), bool)
         self._cycles = self._slot_cycles = 0
 
-    def __call__(self, report) -> Results:
+    def __call__(self, report, finished) -> Results:
         s, begun = self._settings, time.perf_counter()
-        n = len(self._inputs)
-        self._resize(min(self._batch(n * s.restarts), self._batch(s.batch_size)))
-        slots, cycles = None, FIRST_CYCLES
+        n, S = self._inputs.shape
+        self._slots = _AtWork.free(min(self._batch(n * s.tries), self._batch(s.batch_size)), S)
+        on_device, cycles = None, FIRST_CYCLES
         while True:
-            slots, refilled = self._fill(slots)
-            if not self._alive.any():
+            on_device, refilled = self._fill(on_device)
+            if not self._slots.alive.any():
                 break
             if (smaller := self._smaller_batch()) is not None:
-                slots = self._shrink(slots, smaller)
-            running = int(self._alive.sum())
+                on_device = self._shrink(on_device, smaller)
+            alive = self._slots.alive
+            running = int(alive.sum())
             cycles = FIRST_CYCLES if refilled else min(2 * cycles, MOST_CYCLES)
-            quota = -(-len(self._alive) // QUOTA) if len(self._queue) else running
-            slots, seen = advanced(self._model, self._weights, slots, self._alive, np.int32(cycles),
-                                   np.int32(max(0, running - quota)), np.int32(s.settle), np.float32(s.tolerance),
-                                   self._L, self._noisy == "cycle")
+            free = math.ceil(REFILL_SHARE * len(alive)) if self._queue else running
+            on_device, seen = advanced(self._bound, on_device, alive, np.int32(cycles),
+                                       np.int32(max(0, running - free)), np.int32(s.settle), np.float32(s.tolerance),
+                                       self._noisy == "cycle")
             seen = Seen(*map(np.asarray, jax.device_get(seen)))
             self._count(seen)
             late = bool(s.max_seconds) and time.perf_counter() - begun >= s.max_seconds
-            self._collect(seen, late)
+            stopped = self._collect(seen, late)
+            if finished is not None and stopped is not None:
+                self._tell(stopped, finished)
             if report is not None:
                 report(self._queue.done(), n)
             if late:
@@ -128,118 +159,115 @@ class _Run:
         devices = self._mesh.size if self._mesh else 1
         return devices * bucket(-(-n // devices))
 
-    def _resize(self, B: int) -> None:
-        self._held = np.full((B, 2), -1)
-        self._limit = np.zeros(B, np.int32)
-        self._alive = np.zeros(B, bool)
-        self._asked = np.ones((B, self._inputs.shape[1]), np.uint8)  # the puzzle as its job sees it
-        self._undo: list[Symmetry | None] = [None] * B
-        self._done = np.zeros(B, np.int64)  # cycles at the last look
-        self._checked = np.zeros(B, np.int64)  # cycles when the verifier was last asked
-
-    def _fill(self, slots: Slots | None) -> tuple[Slots, bool]:
+    def _fill(self, on_device: Slots | None) -> tuple[Slots, bool]:
         """Gives free slots their next jobs; whether there were any."""
-        fresh = np.zeros(len(self._alive), bool)
-        for b in np.flatnonzero(~self._alive):
+        w, s = self._slots, self._settings
+        fresh = np.zeros(len(w.alive), bool)
+        for b in np.flatnonzero(~w.alive):
             job = self._queue.next()
             if job is None:
                 break
-            puzzle, restart, limit = job
-            self._held[b], self._limit[b], fresh[b] = (puzzle, restart), limit, True
-            self._asked[b], self._undo[b] = self._seen_by(puzzle, restart)
-            self._done[b] = self._checked[b] = 0
+            w.puzzle[b], w.attempt[b], w.limit[b] = job
+            w.asked[b], w.undo[b] = self._seen_by(w.puzzle[b], w.attempt[b])
+            w.done[b] = w.checked[b] = 0
+            w.alive[b] = fresh[b] = True
         if not fresh.any():
-            return slots, False
-        self._alive |= fresh
-        held = np.maximum(self._held, 0)
-        sigma = np.where(held[:, 1] > 0, self._settings.sigma, 0).astype(np.float32)
-        made = begin(self._model, self._weights, self._asked, self._identifiers[held[:, 0]], self._base,
-                      held[:, 0].astype(np.int32), held[:, 1].astype(np.int32), self._limit, sigma, self._noisy,
-                      self._mesh)
-        return (made if slots is None else refill(slots, made, fresh)), True
+            return on_device, False
+        puzzle, attempt = np.maximum(w.puzzle, 0), np.where(w.puzzle < 0, 0, w.attempt)
+        sigma = np.where(attempt > 0, s.sigma, 0).astype(np.float32)
+        made = begin(self._bound, w.asked, self._identifiers[puzzle], self._base, puzzle.astype(np.int32),
+                     attempt.astype(np.int32), w.limit, sigma, self._noisy, self._mesh)
+        return (made if on_device is None else refill(on_device, made, fresh)), True
 
-    def _seen_by(self, puzzle: int, restart: int) -> tuple[np.ndarray, Symmetry | None]:
+    def _seen_by(self, puzzle: int, attempt: int) -> tuple[np.ndarray, Symmetry | None]:
         """The puzzle [S] that a job works on, and what maps its answer back."""
         tokens = self._inputs[puzzle]
-        if not restart or self._settings.vary != "symmetry":
+        if not attempt or self._settings.vary != "symmetry":
             return tokens, None
-        symmetry = self._draw(np.random.default_rng([self._settings.seed, puzzle, restart]), 1)
+        symmetry = self._draw(np.random.default_rng([self._settings.seed, puzzle, attempt]), 1)
         return symmetry.apply(tokens[None])[0], symmetry.inverse()
 
     def _smaller_batch(self) -> int | None:
         """The size of the batch to move to, if that is worth it: never while there is work for free slots."""
-        B, running = len(self._alive), int(self._alive.sum())
-        small = self._batch(running)
-        if len(self._queue) or small == B:
+        w = self._slots
+        B, small = len(w.alive), self._batch(int(w.alive.sum()))
+        if self._queue or small == B:
             return None
-        left = int((self._limit - self._done)[self._alive].max())
-        return small if 4 * small <= B or left >= LONG else None
+        left = int((w.limit - w.done)[w.alive].max())
+        return small if 4 * small <= B or left >= MIN_CYCLES_TO_SHRINK else None
 
-    def _shrink(self, slots: Slots, size: int) -> Slots:
-        rows = np.concatenate([np.flatnonzero(self._alive), np.flatnonzero(~self._alive)])[:size]
-        slots = gather(slots, rows.astype(np.int32), self._mesh)
-        for name in ("_held", "_limit", "_alive", "_asked", "_done", "_checked"):
-            setattr(self, name, getattr(self, name)[rows])
-        self._undo = [self._undo[b] for b in rows]
-        return slots
+    def _shrink(self, on_device: Slots, size: int) -> Slots:
+        alive = self._slots.alive
+        rows = np.concatenate([np.flatnonzero(alive), np.flatnonzero(~alive)])[:size]
+        self._slots = self._slots.take(rows)
+        return gather(on_device, rows.astype(np.int32), self._mesh)
 
     # Jobs.
 
     def _count(self, seen: Seen) -> None:
-        moved = np.where(self._alive, seen.done - self._done, 0)
+        w = self._slots
+        moved = np.where(w.alive, seen.done - w.done, 0)
         self._cycles += int(moved.sum())
-        self._slot_cycles += int(moved.max(initial=0)) * len(self._alive)
-        self._done = np.where(self._alive, seen.done, self._done)
+        self._slot_cycles += int(moved.max(initial=0)) * len(w.alive)
+        np.copyto(w.done, seen.done, where=w.alive)
 
-    def _collect(self, seen: Seen, late: bool) -> None:
+    def _collect(self, seen: Seen, late: bool) -> Jobs | None:
         """Takes the answers of jobs that have stopped, or must."""
-        s = self._settings
+        s, w = self._settings, self._slots
         since = seen.done - seen.unchanged
         verified = self._ask(seen, since)
-        held = self._held[:, 0]
-        self._solved[held[verified]] = True
-        cancelled = self._alive & ~verified & self._solved[np.maximum(held, 0)]
-        over = self._alive & (~seen.running | verified | cancelled | late)
+        self._solved[w.puzzle[verified]] = True
+        cancelled = w.alive & ~verified & self._solved[np.maximum(w.puzzle, 0)]
+        over = w.alive & (~seen.running | verified | cancelled | late)
         rows = np.flatnonzero(over)
         if not len(rows):
-            return
+            return None
         stop = np.select([verified, cancelled, (s.settle > 0) & (seen.unchanged >= s.settle) & ~seen.running,
                           (seen.residual <= s.tolerance) & ~seen.running],
                          [VERIFIED, CANCELLED, SETTLED, CONVERGED], BUDGET)
-        tokens = np.stack([seen.answer[b] if self._undo[b] is None else self._undo[b].apply(seen.answer[b][None])[0]
+        tokens = np.stack([seen.answer[b] if w.undo[b] is None else w.undo[b].apply(seen.answer[b][None])[0]
                            for b in rows])
-        self._finished.append(Jobs(held[rows], self._held[rows, 1], tokens, verified[rows], stop[rows],
-                                   seen.done[rows], since[rows], seen.residual[rows], seen.q_halt[rows]))
+        stopped = Jobs(w.puzzle[rows], w.attempt[rows], tokens, verified[rows], stop[rows], seen.done[rows],
+                       since[rows], seen.residual[rows], seen.q_halt[rows])
+        self._stopped.append(stopped)
         for b in rows:
-            self._queue.give_back(held[b], int(self._limit[b] - seen.done[b]))
-        for puzzle in held[verified]:
+            self._queue.give_back(int(w.puzzle[b]), int(w.limit[b] - seen.done[b]))
+        for puzzle in w.puzzle[verified]:
             self._queue.drop(puzzle)
-        self._alive &= ~over
-        self._held[rows] = -1
+        w.alive[rows] = False
+        w.puzzle[rows] = -1
+        return stopped
+
+    def _tell(self, stopped: Jobs, finished) -> None:
+        """Hands out the answers of puzzles for which these jobs were the last."""
+        for i, puzzle in enumerate(stopped.puzzle.tolist()):
+            self._untold[puzzle].append(stopped.take(slice(i, i + 1)))
+        for puzzle in sorted(set(stopped.puzzle.tolist())):
+            if self._queue.is_over(puzzle):
+                jobs = Jobs.joined(self._untold.pop(puzzle), self._inputs.shape[1])
+                finished(puzzle, jobs.take(choose(jobs, puzzle + 1, self._settings.choose)[puzzle:]))
 
     def _ask(self, seen: Seen, since: np.ndarray) -> np.ndarray:
         """Which of the answers the verifier accepts, [B]; it is asked about those that are new since it was last."""
-        verified = np.zeros(len(self._alive), bool)
+        w = self._slots
+        verified = np.zeros(len(w.alive), bool)
         if self._verify is None:
             return verified
-        new = np.flatnonzero(self._alive & (since > self._checked))
+        new = np.flatnonzero(w.alive & (since > w.checked))
         if len(new):
-            verified[new] = self._verify(self._asked[new], seen.answer[new])
-        self._checked = np.where(self._alive, seen.done, self._checked)
+            verified[new] = self._verify(w.asked[new], seen.answer[new])
+        np.copyto(w.checked, seen.done, where=w.alive)
         return verified
 
     def _results(self, seconds: float) -> Results:
         n, S = self._inputs.shape
-        empty = Jobs(*np.zeros((2, 0), int), np.zeros((0, S), np.uint8), np.zeros(0, bool), *np.zeros((3, 0), int),
-                     *np.zeros((2, 0), np.float32))
-        jobs = Jobs(*map(np.concatenate, zip(empty, *self._finished)))
+        jobs = Jobs.joined(self._stopped, S)
         chosen = choose(jobs, n, self._settings.choose)
-        begun = chosen >= 0
-        nothing = Jobs(np.arange(n), np.zeros(n, int), np.zeros((n, S), np.uint8), np.zeros(n, bool),
-                       np.full(n, BUDGET), *np.zeros((2, n), int), np.full(n, np.inf), np.zeros(n))
-        answers = Jobs(*(np.where(begun.reshape(-1, *[1] * (a.ndim - 1)), a[chosen] if len(a) else b, b).astype(a.dtype)
-                         for a, b in zip(jobs, nothing)))
-        return Results(answers, begun, jobs, self._cycles, self._slot_cycles, self._slot_cycles * self._calls, seconds)
+        begun, answers = chosen >= 0, Jobs.not_begun(n, S)
+        for into, of in zip(answers, jobs):
+            into[begun] = of[chosen[begun]]
+        return Results(answers, begun, jobs, self._cycles, self._slot_cycles,
+                       self._slot_cycles * self._bound.core_calls, seconds)
 
 
 def rules(domain) -> dict[str, Callable | None]:
@@ -254,7 +282,6 @@ def bucket(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def flops(model, results: Results, L: int) -> float:
+def flops(bound: Bound, results: Results) -> float:
     """Floating-point operations (matrix products) that were computed, per puzzle."""
-    per_cycle = model.test_cycles * model.calls_flops(L + 1) + model.head_flops()
-    return results.slot_cycles * per_cycle / max(1, len(results.begun))
+    return results.slot_cycles * bound.flops() / max(1, len(results.begun))

@@ -10,35 +10,44 @@ from trm_jax.inference.settings import Settings
 
 
 class Queue:
-    """Jobs to be begun, plain ones first, then restart by restart; knows what each puzzle may still spend."""
+    """Jobs to be begun: the plain try of every puzzle, then try by try; knows what each puzzle may still spend.
+
+    It holds puzzles, not jobs: a billion tries take no more memory than one.
+    """
 
     def __init__(self, n: int, settings: Settings, calls_per_cycle: int):
-        self._jobs = deque((p, r) for r in range(settings.restarts) for p in range(n))
-        self._waiting: list[tuple[int, int]] = []
-        self._most = settings.max_cycles
+        self._puzzles = deque(range(n))  # in the order of their next tries
+        self._waiting: set[int] = set()  # for what a job at work may leave of the puzzle's budget
+        self._tries, self._most = settings.tries, settings.max_cycles
         self._left = np.full(n, settings.max_calls // calls_per_cycle if settings.max_calls else np.iinfo(np.int64).max)
+        self._begun = np.zeros(n, int)  # tries
         self._busy = np.zeros(n, int)  # jobs at work
-        self._to_do = np.full(n, settings.restarts)  # jobs that have not stopped, nor will never be begun
+        self._to_do = np.full(n, settings.tries)  # jobs that have not stopped, nor will never be begun
 
-    def __len__(self) -> int:
-        return len(self._jobs)
+    def __bool__(self) -> bool:
+        """Whether there may be another job."""
+        return bool(self._puzzles)
 
     def next(self) -> tuple[int, int, int] | None:
-        """(puzzle, restart, cycles it may do), or None."""
-        while self._jobs:
-            puzzle, restart = self._jobs.popleft()
+        """(puzzle, try counted from 0, cycles it may do), or None."""
+        while self._puzzles:
+            puzzle = self._puzzles.popleft()
             if not self._to_do[puzzle]:
                 continue
             limit = int(min(self._most, self._left[puzzle]))
             if limit < 1:
-                if self._busy[puzzle]:  # a job at work may leave something of what is set aside for it
-                    self._waiting.append((puzzle, restart))
+                if self._busy[puzzle]:
+                    self._waiting.add(puzzle)
                 else:
-                    self._to_do[puzzle] -= 1
+                    self._to_do[puzzle] = 0
                 continue
+            attempt = int(self._begun[puzzle])
             self._left[puzzle] -= limit
             self._busy[puzzle] += 1
-            return puzzle, restart, limit
+            self._begun[puzzle] += 1
+            if attempt + 1 < self._tries:
+                self._puzzles.append(puzzle)
+            return puzzle, attempt, limit
         return None
 
     def give_back(self, puzzle: int, unspent: int) -> None:
@@ -46,13 +55,17 @@ class Queue:
         self._left[puzzle] += unspent
         self._busy[puzzle] -= 1
         self._to_do[puzzle] = max(0, self._to_do[puzzle] - 1)
-        if self._waiting:
-            self._jobs.extendleft(job for job in self._waiting if job[0] == puzzle)
-            self._waiting = [job for job in self._waiting if job[0] != puzzle]
+        if puzzle in self._waiting:
+            self._waiting.remove(puzzle)
+            self._puzzles.appendleft(puzzle)
 
     def drop(self, puzzle: int) -> None:
         """Begins nothing more for this puzzle."""
         self._to_do[puzzle] = 0
+
+    def is_over(self, puzzle: int) -> bool:
+        """Whether no job of this puzzle is at work, nor will be."""
+        return not (self._to_do[puzzle] or self._busy[puzzle])
 
     def done(self) -> int:
         """Puzzles for which nothing is left to do."""

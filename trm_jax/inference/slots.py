@@ -1,9 +1,9 @@
-"""Test-time compute on the device: a batch of slots, each with a job of its own. Pure functions over a core.
+"""Test-time compute on the device: a batch of slots, each with a job of its own. Pure functions.
 
     unrolled   the same number of cycles for all, 20,000 of them if you like, in constant memory
     advance    cycles for B slots, each of which stops by a rule of its own and stands still from there on
 
-and the programs that inference.py, which decides who works on what, runs on batches of slots: `begin`, `refill`,
+and the programs that engine.py, which decides who works on what, runs on batches of slots: `begin`, `refill`,
 `gather`, `advanced`.
 """
 
@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from trm_jax import recursion
+from trm_jax.models.network import Bound
 from trm_jax.recursion import Latents, Watched
 from trm_jax.runtime import distributed
 
@@ -36,12 +37,10 @@ class Slots(NamedTuple):
     running: Array  # bool [B]
 
 
-def unrolled(model, weights, inputs: Array, identifiers: Array, cycles: Array, L: int) -> Array:
+def unrolled(bound: Bound, inputs: Array, identifiers: Array, cycles: Array) -> Array:
     """The answers [B, S] after `cycles` [] cycles, the same for all."""
-    x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
-    latents = model.initial_latents(weights.fixed, inputs.shape[0])
-    latents = recursion.unroll(model.core(weights.params), latents, x, cycles, L, model.test_step)
-    return model.answer(weights.params, latents.y)
+    latents = bound.initial_latents(inputs.shape[0])
+    return bound.answer(bound.unroll(latents, bound.embed(inputs, identifiers), cycles).y)
 
 
 def disturbed(latents: Latents, keys: Array, sigma: Array) -> Latents:
@@ -54,12 +53,12 @@ def disturbed(latents: Latents, keys: Array, sigma: Array) -> Latents:
     return jax.tree.unflatten(tree, [draw(keys, i, a) for i, a in enumerate(leaves)])
 
 
-def advance(core, slots: Slots, cycles: Array, enough: Array, settle: Array, tolerance: Array, L: int,
-            decode: Callable[[Array], Array], cycle: recursion.Cycle, noisy: bool = False) -> Slots:
+def advance(bound: Bound, slots: Slots, cycles: Array, enough: Array, settle: Array, tolerance: Array,
+            noisy: bool = False) -> Slots:
     """Up to `cycles` [] more cycles for all that are running; fewer when no more than `enough` [] are.
 
     Args:
-      settle, tolerance: [], as in `inference.Settings`.
+      settle, tolerance: [], as in `Settings`.
       noisy: whether slots.sigma is looked at.
     """
     def go_on(state):
@@ -72,7 +71,7 @@ def advance(core, slots: Slots, cycles: Array, enough: Array, settle: Array, tol
         if noisy:
             keys = jax.vmap(jax.random.fold_in)(s.key, start.done + 1)
             start = start._replace(latents=disturbed(start.latents, keys, s.sigma))
-        new = recursion.unroll_watched(core, start, s.x, 1, L, decode, cycle)
+        new = bound.unroll_watched(start, s.x, 1)
         new = Watched(recursion.select(s.running, new.latents, s.watched.latents, 1),
                       *(recursion.select(s.running, a, b, 0) for a, b in zip(new[1:], s.watched[1:])))
         stops = (new.done >= s.limit) | (settle > 0) & (new.unchanged >= settle) | (new.residual <= tolerance)
@@ -91,12 +90,12 @@ class Seen(NamedTuple):
     running: Any  # bool [B]
 
 
-AXES = Slots(Watched(1, 0, 0, 0, 0), 1, 0, 0, 0, 0)  # where the batch is; the latents' for all of them
+AXES = Slots(Watched(1, 0, 0, 0, 0), 1, 0, 0, 0, 0)  # the batch axis of each array; of the latents, of all of them
 
 
 def _each(function: Callable[..., Any], *slots: Slots) -> Slots:
-    """function(axis of the batch, array of each of the slots), array by array."""
-    return jax.tree.map(lambda axis, *parts: jax.tree.map(functools.partial(function, axis), *parts), AXES, *slots)
+    """function(batch axis, array of each of the slots), array by array."""
+    return jax.tree.map(function, jax.tree.broadcast(AXES, slots[0]), *slots)
 
 
 def _split(slots: Slots, mesh: Mesh | None) -> Slots:
@@ -106,18 +105,15 @@ def _split(slots: Slots, mesh: Mesh | None) -> Slots:
     return _each(lambda axis, a: lax.with_sharding_constraint(a, distributed.batch_sharding(mesh, axis)), slots)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "noisy", "mesh"))
-def begin(model, weights, inputs, identifiers, base, puzzle, restart, limit, sigma, noisy: str,
-           mesh: Mesh | None) -> Slots:
-    """Slots at the start of their jobs. puzzle, restart: int32 [B]; noisy: "", "start" or "cycle"."""
-    B = inputs.shape[0]
-    key = jax.vmap(lambda p, r: jax.random.fold_in(jax.random.fold_in(base, p), r))(puzzle, restart)
-    latents = model.initial_latents(weights.fixed, B)
+@functools.partial(jax.jit, static_argnames=("noisy", "mesh"))
+def begin(bound: Bound, inputs, identifiers, base, puzzle, attempt, limit, sigma, noisy: str,
+          mesh: Mesh | None) -> Slots:
+    """Slots at the start of their jobs. puzzle, attempt: int32 [B]; noisy: "", "start" or "cycle"."""
+    key = jax.vmap(lambda p, a: jax.random.fold_in(jax.random.fold_in(base, p), a))(puzzle, attempt)
+    latents = bound.initial_latents(inputs.shape[0])
     if noisy == "start":
         latents = disturbed(latents, key, sigma)
-    x = model.embed(weights.params, inputs, model.rows(weights.table, identifiers))
-    watched = recursion.watch(latents, functools.partial(model.answer, weights.params))
-    return _split(Slots(watched, x, limit, key, sigma, limit > 0), mesh)
+    return _split(Slots(bound.watch(latents), bound.embed(inputs, identifiers), limit, key, sigma, limit > 0), mesh)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -131,11 +127,8 @@ def gather(slots: Slots, rows: Array, mesh: Mesh | None) -> Slots:
     return _split(_each(lambda axis, a: jnp.take(a, rows, axis=axis), slots), mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "L", "noisy"), donate_argnames="slots")
-def advanced(model, weights, slots: Slots, alive, cycles, enough, settle, tolerance, L: int,
-             noisy: bool) -> tuple[Slots, Seen]:
-    slots = advance(model.core(weights.params), slots._replace(running=slots.running & alive), cycles, enough, settle,
-                    tolerance, L, functools.partial(model.answer, weights.params), model.test_step, noisy)
+@functools.partial(jax.jit, static_argnames="noisy", donate_argnames="slots")
+def advanced(bound: Bound, slots: Slots, alive, cycles, enough, settle, tolerance, noisy: bool) -> tuple[Slots, Seen]:
+    slots = advance(bound, slots._replace(running=slots.running & alive), cycles, enough, settle, tolerance, noisy)
     w = slots.watched
-    return slots, Seen(w.answer, w.unchanged, w.done, w.residual, model.q_halt(weights.params, w.latents.y),
-                       slots.running)
+    return slots, Seen(w.answer, w.unchanged, w.done, w.residual, bound.q_halt(w.latents.y), slots.running)

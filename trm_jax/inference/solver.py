@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -12,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax import puzzles, recursion
+from trm_jax import puzzles
 from trm_jax.inference import engine
 from trm_jax.inference.choice import STOPS
 from trm_jax.inference.settings import Settings
-from trm_jax.models.network import Weights
+from trm_jax.models.network import Bound
 from trm_jax.recursion import Latents
 from trm_jax.runtime.errors import UserError
 from trm_jax.weights import weights_file
@@ -35,10 +34,10 @@ class Answer:
     tokens: np.ndarray | None  # uint8 [S]; None where there is no answer
     verified: bool  # the rules accept it
     stop: str  # inference.STOPS: why no more was done; "refused" where nothing was
-    cycles: int  # test steps done on it (see Model.test_step), those of other restarts not counted
+    cycles: int  # test steps done on it (see Model.test_step), those of other tries not counted
     since: int  # the test step that brought this answer
     reason: str  # why it is not verified; "" if it is
-    restart: int = 0  # which restart found it; 0 is the plain one
+    attempt: int = 1  # which try found it; the first is the plain one
     unit: str = "outer cycles"  # what `cycles` and `since` count
 
     @property
@@ -54,7 +53,7 @@ class Answer:
         what = "verified" if self.verified else f"NOT verified: {self.reason}"
         how = f"settled after {self.since}" if self.settled else (
             f"found after {self.since}" if self.verified else f"not settled after {self.cycles}")
-        return f"{what}; {how} {self.unit}" + (f" of restart {self.restart}" if self.restart else "")
+        return f"{what}; {how} {self.unit}" + (f" of try {self.attempt}" if self.attempt > 1 else "")
 
     @classmethod
     def refused(cls, error: Exception) -> Answer:
@@ -62,7 +61,7 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         return {"answer": self.text or None, "verified": self.verified, "reason": self.reason or None,
-                "stop": self.stop, "cycles": self.cycles, "since": self.since, "restart": self.restart,
+                "stop": self.stop, "cycles": self.cycles, "since": self.since, "try": self.attempt,
                 "unit": self.unit}
 
 
@@ -81,20 +80,17 @@ class Trace(NamedTuple):
         return int(np.flatnonzero(moved)[-1]) + 2 if moved.any() else 1
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _begin(model, w: Weights, inputs: Array, identifiers: Array) -> tuple[Latents, Array, Array]:
+@jax.jit
+def _begin(bound: Bound, inputs: Array, identifiers: Array) -> tuple[Latents, Array, Array]:
     """inputs [1, S], identifiers [1] -> (latents, x [T, 1, D], what they say [1, S])."""
-    x = model.embed(w.params, inputs, model.rows(w.table, identifiers))
-    latents = model.initial_latents(w.fixed, 1)
-    return latents, x, model.answer(w.params, latents.y)
+    latents = bound.initial_latents(1)
+    return latents, bound.embed(inputs, identifiers), bound.answer(latents.y)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "L"))
-def _trace(model, w: Weights, latents: Latents, x: Array, L: int) -> tuple[Latents, Any]:
+@jax.jit
+def _trace(bound: Bound, latents: Latents, x: Array) -> tuple[Latents, Any]:
     """TRACE_CHUNK more test steps: (latents, ((tokens [n, B, S], confidence [n, B, S]), residuals [n, B]))."""
-    def decode(y):
-        return model.answer(w.params, y), jax.nn.softmax(model.logits(w.params, y), axis=-1).max(-1)
-    return recursion.trace(model.core(w.params), latents, x, TRACE_CHUNK, L, decode, model.test_step)
+    return bound.trace(latents, x, TRACE_CHUNK)
 
 
 class Solver:
@@ -106,9 +102,8 @@ class Solver:
         super().__init_subclass__(**kwargs)
         Solver._for_puzzle[puzzle] = cls
 
-    def __init__(self, model, domain: puzzles.Domain, w: Weights, L: int, unit: str = "outer cycles"):
-        self.domain = domain
-        self._model, self._weights, self._L, self._unit = model, w, L, unit
+    def __init__(self, bound: Bound, domain: puzzles.Domain):
+        self.domain, self._bound = domain, bound
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Solver:
@@ -125,8 +120,7 @@ class Solver:
 
     @classmethod
     def from_export(cls, export: weights_file.Export) -> Solver:
-        unit = "outer cycles" if export.model.test_cycles == 1 else "supervision steps"
-        return cls(export.model, export.domain, export.weights, export.metadata["L"], unit)
+        return cls(export.bound, export.domain)
 
     def solve(self, puzzles: Sequence[str | np.ndarray], *, max_steps: int = 256, settle: int = 8, verify: bool = True,
               report: Callable[[int, int], None] | None = None, **settings: Any) -> list[Answer]:
@@ -137,9 +131,9 @@ class Solver:
           max_steps: test steps at most: outer cycles, or supervision steps of a network that was trained with those.
           settle: a puzzle is done when its answer has stood still for so many of them; 0: go on all the same.
           verify: a puzzle is done when the rules accept its answer. Without, they are asked at the end only, and have
-            no say in which restart's answer is taken.
+            no say in which try's answer is taken.
           report: takes (puzzles done, puzzles at work on) now and then.
-          settings: the other fields of inference.Settings: restarts, vary, sigma, max_calls, max_seconds, ...
+          settings: the other fields of inference.Settings: tries, vary, sigma, max_calls, max_seconds, ...
         """
         if isinstance(puzzles, str):
             raise SolveError("puzzles must be a list of puzzles; put the one in brackets")
@@ -155,7 +149,7 @@ class Solver:
         if inputs:
             inputs = np.stack(inputs)
             found = engine.solve(
-                self._model, self._weights, inputs, self._L, settings, verify=self.verify if verify else None,
+                self._bound, inputs, settings, verify=self.verify if verify else None,
                 draw_symmetry=getattr(self.domain, "draw_symmetry", None), report=report)
             for i, j in enumerate(readable):
                 answers[j] = self._answer(inputs[i], found, i)
@@ -163,10 +157,10 @@ class Solver:
 
     def _answer(self, inputs: np.ndarray, found: engine.Results, i: int) -> Answer:
         if not found.begun[i]:
-            return Answer("", None, False, "budget", 0, 0, "time was up before its turn came", unit=self._unit)
+            return Answer("", None, False, "budget", 0, 0, "time was up before its turn came", unit=self._bound.unit)
         a = found.answers
         return self.judge(inputs, a.tokens[i], STOPS[a.stop[i]], int(a.cycles[i]), int(a.since[i]),
-                          int(a.restart[i]))
+                          int(a.attempt[i]) + 1)
 
     def trace(self, puzzle: str | np.ndarray, steps: int = 64, *, settle: int = 0) -> Trace:
         """Every answer of `steps` test steps, or until it has stood still for `settle` of them (0: never mind).
@@ -176,12 +170,12 @@ class Solver:
         if steps < 1:
             raise SolveError(f"steps = {steps}: must be at least 1")
         inputs = self.read(puzzle)
-        latents, x, answer = _begin(self._model, self._weights, jnp.asarray(inputs[None]),
+        latents, x, answer = _begin(self._bound, jnp.asarray(inputs[None]),
                                     jnp.full(1, self.row(puzzle), jnp.int32))
         tokens, confidence, residual, still = [], [], [], 0
         previous = np.asarray(answer[0])
         while len(tokens) < steps and not (settle and still >= settle):
-            latents, (decoded, moved) = _trace(self._model, self._weights, latents, x, self._L)
+            latents, (decoded, moved) = _trace(self._bound, latents, x)
             for now, sure, move in zip(*(np.asarray(a)[:, 0] for a in (*decoded, moved))):
                 tokens.append(now)
                 confidence.append(sure)
@@ -221,11 +215,12 @@ class Solver:
         return self.domain.explain(inputs, tokens)
 
     def judge(self, inputs: np.ndarray, tokens: np.ndarray, stop: str, cycles: int, since: int,
-              restart: int = 0) -> Answer:
+              attempt: int = 1) -> Answer:
         """inputs, tokens [S]."""
         verified = bool(self.verify(inputs[None], tokens[None])[0])
         reason = "" if verified else self.explain(inputs, tokens)
-        return Answer(self.domain.decode(tokens), tokens, verified, stop, cycles, since, reason, restart, self._unit)
+        return Answer(self.domain.decode(tokens), tokens, verified, stop, cycles, since, reason, attempt,
+                      self._bound.unit)
 
     def judge_trace(self, trace: Trace, settle: int) -> Answer:
         """The last answer of a trace."""

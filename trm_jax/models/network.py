@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from trm_jax import config
+from trm_jax import config, recursion
 from trm_jax.data.shape import Shape
 from trm_jax.models.layers import Block, Rope, swiglu_hidden, truncated_normal
-from trm_jax.recursion import RECURSIONS, Core, Cores, Cycle, Latents, several
+from trm_jax.recursion import RECURSIONS, Core, Cores, Cycle, Latents, Watched, several
 
 Array = jax.Array
 
@@ -212,6 +212,10 @@ class Model:
             return jnp.broadcast_to(start, (self.T, batch_size, self.arch.hidden_size))
         return jax.tree.map(spread, self.starts)
 
+    def bind(self, weights: Weights, L: int) -> Bound:
+        """This model with the weights and the number of inner cycles that it answers with."""
+        return Bound(self, weights, L)
+
     def parameter_count(self) -> int:
         """Trained parameters, as the papers count them: the puzzle table and H_init, L_init, ... are left out."""
         params, _, _ = jax.eval_shape(self.init, jax.random.key(0))
@@ -240,3 +244,79 @@ class Model:
 
     def head_flops(self) -> int:
         return 2 * self.shape.seq_len * self.arch.hidden_size * self.shape.vocab_size
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bound:
+    """A model with its weights and L, the inner cycles: all that answering takes, as one thing.
+
+    It goes into jit as a pytree. Its leaves are the weights; model and L belong to the program. One cycle below is
+    `Model.test_step`.
+    """
+
+    model: Model = dataclasses.field(metadata={"static": True})
+    weights: Weights
+    L: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def core(self) -> Core | Cores:
+        return self.model.core(self.weights.params)
+
+    def embed(self, tokens: Array, identifiers: Array) -> Array:
+        """tokens int [B, S], identifiers int [B] (rows of the puzzle table) -> x [T, B, D]."""
+        return self.embed_rows(tokens, self.model.rows(self.weights.table, identifiers))
+
+    def embed_rows(self, tokens: Array, rows: Array) -> Array:
+        """As `embed`, for whoever has read the puzzle table already: rows [B, puzzle_emb_ndim]."""
+        return self.model.embed(self.weights.params, tokens, rows)
+
+    def initial_latents(self, batch_size: int) -> Latents:
+        return self.model.initial_latents(self.weights.fixed, batch_size)
+
+    def answer(self, y: Array) -> Array:
+        """y [T, B, D] -> tokens, uint8 [B, S]."""
+        return self.model.answer(self.weights.params, y)
+
+    def confidence(self, y: Array) -> Array:
+        """float32 [B, S]: the probability of each token of `answer`."""
+        return jax.nn.softmax(self.model.logits(self.weights.params, y), axis=-1).max(-1)
+
+    def q_halt(self, y: Array) -> Array:
+        """float32 [B], logit of "this is right"; 0 without a halting head."""
+        return self.model.q_halt(self.weights.params, y)
+
+    def wants_to_halt(self, y: Array) -> Array:
+        """bool [B]; needs a halting head."""
+        return self.model.wants_to_halt(self.weights.params, y)
+
+    def watch(self, latents: Latents) -> Watched:
+        return recursion.watch(latents, self.answer)
+
+    def unroll(self, latents: Latents, x: Array, cycles: Array) -> Latents:
+        """The latents after `cycles` [] cycles."""
+        return recursion.unroll(self.core, latents, x, cycles, self.L, self.model.test_step)
+
+    def unroll_watched(self, watched: Watched, x: Array, cycles: int | Array, stop_halted: bool = False) -> Watched:
+        """The same with an eye on when the answers change; with `stop_halted` none changes once it wants to halt."""
+        return recursion.unroll_watched(self.core, watched, x, cycles, self.L, self.answer, self.model.test_step,
+                                        self.wants_to_halt if stop_halted else None)
+
+    def trace(self, latents: Latents, x: Array, cycles: int) -> tuple[Latents, Any]:
+        """(latents, ((answers [n, B, S], confidence [n, B, S]), residuals [n, B])) of every cycle."""
+        return recursion.trace(self.core, latents, x, cycles, self.L, lambda y: (self.answer(y), self.confidence(y)),
+                               self.model.test_step)
+
+    @property
+    def core_calls(self) -> int:
+        """Calls of the network in a cycle."""
+        return self.model.test_cycles * (self.L + 1)
+
+    @property
+    def unit(self) -> str:
+        """What a cycle is called."""
+        return "outer cycles" if self.model.test_cycles == 1 else "supervision steps"
+
+    def flops(self) -> int:
+        """Floating-point operations (matrix products) of a cycle on one puzzle, decoding included."""
+        return self.model.test_cycles * self.model.calls_flops(self.L + 1) + self.model.head_flops()

@@ -66,8 +66,7 @@ class Contestant:
 
     def solve(self, settings: Settings, verify: bool = True, limit: int | None = None) -> engine.Results:
         e, rules = self.export, engine.rules(self.export.domain)
-        return engine.solve(e.model, e.weights, self.inputs[:limit], self.L, settings,
-                               **rules | ({} if verify else {"verify": None}))
+        return engine.solve(e.bound, self.inputs[:limit], settings, **rules | ({} if verify else {"verify": None}))
 
     def right(self, tokens: np.ndarray, puzzles: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Answers [k, S] to these puzzles -> bool [k]. Of puzzles with several right answers, what the rules accept."""
@@ -82,7 +81,7 @@ class Contestant:
     @property
     def calls(self) -> int:
         """Core calls of a cycle."""
-        return self.export.model.test_cycles * (self.L + 1)
+        return self.export.bound.core_calls
 
 
 # Continuous batching against a fixed unroll.
@@ -92,7 +91,8 @@ def batching(subject: Contestant, settings: Settings, fixed_batch: int, out: Pat
     """Both to settings.max_cycles; compiling is not counted, the two programs having run once before."""
     results = {}
     for name, verify in (("settling", False), ("settling_or_verified", True)):
-        subject.solve(dataclasses.replace(settings, max_cycles=2 * engine.LONG), verify, 2 * settings.batch_size)
+        short = dataclasses.replace(settings, max_cycles=2 * engine.MIN_CYCLES_TO_SHRINK)
+        subject.solve(short, verify, 2 * settings.batch_size)
         r = subject.solve(settings, verify)
         right = subject.right(r.answers.tokens)
         results[name] = {
@@ -121,7 +121,7 @@ def batching(subject: Contestant, settings: Settings, fixed_batch: int, out: Pat
 def _fixed(subject: Contestant, cycles: int, batch: int, out: Path | None) -> tuple[np.ndarray, float]:
     """(answers [n, S], seconds without compiling) of the same number of cycles for all."""
     e = subject.export
-    program = jax.jit(slots.unrolled, static_argnames=("model", "L"))
+    program = jax.jit(slots.unrolled)
     n, kept = len(subject.inputs), out and out.with_suffix(".fixed.npz")
     tokens, seconds, done = np.zeros_like(subject.inputs), 0.0, 0
     if kept and kept.is_file():
@@ -132,7 +132,7 @@ def _fixed(subject: Contestant, cycles: int, batch: int, out: Path | None) -> tu
 
     def run(inputs, cycles):
         ids = jnp.zeros(batch, jnp.int32)
-        return np.asarray(program(e.model, e.weights, jnp.asarray(inputs), ids, np.int32(cycles), L=subject.L))
+        return np.asarray(program(e.bound, jnp.asarray(inputs), ids, np.int32(cycles)))
     if done < n:
         run(np.repeat(subject.inputs[:1], batch, axis=0), 1)
     while done < n:
@@ -169,13 +169,13 @@ def show_batching(r: dict[str, Any]) -> str:
 def speed(subject: Contestant, batch_sizes: Sequence[int], seconds: float) -> dict[str, Any]:
     """Median of five runs of about `seconds` each, batch sizes taking turns."""
     e, rates = subject.export, {b: [] for b in batch_sizes}
-    program = jax.jit(slots.unrolled, static_argnames=("model", "L"))
+    program = jax.jit(slots.unrolled)
 
     def run(b, cycles):
         begun = time.perf_counter()
         inputs = jnp.asarray(np.resize(subject.inputs, (b, subject.inputs.shape[1])))
         ids = jnp.zeros(b, jnp.int32)
-        jax.block_until_ready(program(e.model, e.weights, inputs, ids, np.int32(cycles), L=subject.L))
+        jax.block_until_ready(program(e.bound, inputs, ids, np.int32(cycles)))
         return time.perf_counter() - begun
     cycles = {}
     for b in batch_sizes:
@@ -216,7 +216,7 @@ def spend(subject: Contestant, cycles: int, restarts: Sequence[int], vary: Seque
         for R in restarts:
             if R == 1 and kind != vary[0]:
                 continue
-            job = dataclasses.replace(settings, max_cycles=cycles // R, restarts=R, vary=kind, settle=0)
+            job = dataclasses.replace(settings, max_cycles=cycles // R, tries=R, vary=kind, settle=0)
             blind = subject.solve(job, verify=False)
             asked = subject.solve(job)
             any_right = np.zeros(len(subject.inputs), bool)

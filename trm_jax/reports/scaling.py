@@ -105,7 +105,7 @@ def subject(export: weights_file.Export, dataset: str, settings: Sweep) -> tuple
 
 
 def engine_settings(s: Sweep, **more) -> Settings:
-    return Settings(**({"max_cycles": s.H[-1], "restarts": max(s.restarts)} | more), settle=s.settle,
+    return Settings(**({"max_cycles": s.H[-1], "tries": max(s.restarts)} | more), settle=s.settle,
                               vary=s.vary, sigma=s.sigma, batch_size=s.batch_size, seed=s.seed)
 
 
@@ -149,16 +149,16 @@ class PuzzleSet:
     """The rows that the evaluator took, answered by the engine."""
 
     def __init__(self, subject: Measured, placed, rows: np.ndarray, L: int, settings: Sweep):
-        self._s, self._weights, self._L, self._settings = subject, placed, L, settings
+        self._s, self._settings = subject, settings
+        self._bound = subject.system.model.bind(placed, L)
         [batch] = pipeline.test_batches(subject.data.test, len(rows), rows=rows)
         self._inputs, self._labels = batch["inputs"].astype(np.uint8), batch["labels"]
         self._identifiers = batch["puzzle_identifiers"]
         self.digest = hashlib.sha256(self._inputs.tobytes() + self._labels.tobytes()).hexdigest()
 
     def _solve(self, verify, **more) -> engine.Results:
-        return engine.solve(self._s.system.model, self._weights, self._inputs, self._L,
-                               engine_settings(self._settings, **more), identifiers=self._identifiers,
-                               **engine.rules(self._s.data.domain) | {"verify": verify})
+        return engine.solve(self._bound, self._inputs, engine_settings(self._settings, **more),
+                            identifiers=self._identifiers, **engine.rules(self._s.data.domain) | {"verify": verify})
 
     def _marks(self, tokens: np.ndarray, puzzle=slice(None)) -> Marks:
         return mark(self._s.data.domain, self._inputs[puzzle], self._labels[puzzle], tokens)
@@ -172,12 +172,12 @@ class PuzzleSet:
     def _cost(self, results: engine.Results) -> dict[str, Any]:
         """As computed, slots that stood idle included."""
         return {"core_calls_per_puzzle": results.core_calls / len(self._inputs),
-                "flops_per_puzzle": engine.flops(self._s.system.model, results, self._L),
+                "flops_per_puzzle": engine.flops(self._bound, results),
                 "seconds": results.seconds}
 
     def settling(self, limit: int, stop: str, note) -> dict[str, Any]:
         """Every puzzle until its answer has settled, at most `limit` cycles; stop "verified": or is verified."""
-        results = self._solve(self._s.verify if stop == "verified" else None, max_cycles=limit, restarts=1)
+        results = self._solve(self._s.verify if stop == "verified" else None, max_cycles=limit, tries=1)
         a = results.answers
         names, counts = np.unique(np.asarray(STOPS)[a.stop], return_counts=True)
         note(f"until {stop}, {limit} cycles at most: {a.cycles.mean():.1f} on average, {results.seconds:.0f} s")
@@ -197,14 +197,14 @@ class PuzzleSet:
         jobs, n = all_jobs.jobs, len(self._inputs)
         job_marks = self._marks(jobs.tokens, jobs.puzzle)
         for R in s.restarts:
-            among = jobs.take(jobs.restart < R)
+            among = jobs.take(jobs.attempt < R)
             chosen = self._marks(among.tokens[choose(among, n)])
             spent = {"mean_cycles": float(among.cycles.sum()) / n}
             points.append({"restarts": R, "chosen_by": "engine, no verifier", **self._point(chosen), **spent})
             points.append({"restarts": R, "chosen_by": "pass@R",
-                           **self._oracle(chosen, jobs, job_marks, jobs.restart < R), **spent})
+                           **self._oracle(chosen, jobs, job_marks, jobs.attempt < R), **spent})
             if self._s.verify:
-                results = self._solve(self._s.verify, restarts=R)
+                results = self._solve(self._s.verify, tries=R)
                 note(f"at most {R} restart{'s' * (R > 1)}, until verified: {results.seconds:.0f} s")
                 points.append({"restarts": R, "chosen_by": "engine", **self._point(self._marks(results.answers.tokens)),
                                "mean_cycles": results.cycles / n, **self._cost(results)})

@@ -30,7 +30,7 @@ from trm_jax import config, puzzles
 from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
 from trm_jax.data.shape import Shape
-from trm_jax.models.network import Model, Weights
+from trm_jax.models.network import Bound, Model, Weights
 from trm_jax.puzzles import puzzle_of
 from trm_jax.runtime import distributed
 from trm_jax.runtime.errors import UserError, guarded
@@ -68,6 +68,10 @@ class Export(NamedTuple):
     @property
     def model(self) -> Model:
         return Model(self.experiment.arch, self.shape)
+
+    @property
+    def bound(self) -> Bound:
+        return self.model.bind(self.weights, self.metadata["L"])
 
 
 def from_run(workdir: str | os.PathLike) -> Export:
