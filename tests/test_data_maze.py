@@ -74,7 +74,7 @@ def test_generate(tmp_path, capsys):
     for split in (train, test):
         assert MAZE.verify(split.inputs, split.labels).solved.all() and (split.ratings > 6).all()
         assert split.log2_paths.dtype == np.float32
-        np.testing.assert_array_equal(split.log2_paths, MAZE.log2_paths(split.inputs))
+        np.testing.assert_array_equal(split.log2_paths, MAZE.log2_answers(split.inputs))
         np.testing.assert_array_equal(split.ratings, MAZE.solve(split.inputs).steps)
     assert len({x.tobytes() for x in (*train.inputs, *test.inputs)}) == 100
     provenance = dataset.load_provenance(tmp_path / "a")
@@ -274,7 +274,7 @@ def test_refusals(split, tmp_path):
             pipeline.train_batches(other, domain, global_batch_size=4, labels="random_path")
     with pytest.raises(DatasetError, match="labels='any' is unknown; there are fixed, random_path"):
         pipeline.train_batches(split, MAZE, global_batch_size=4, labels="any")
-    with pytest.raises(config.ConfigError, match="data.labels = 'random_path': is for data.puzzle = 'maze'"):
+    with pytest.raises(config.ConfigError, match="data.labels = 'random_path': must be 'fixed' for data.puzzle = 'sudoku'"):
         config.parse({"data": {"labels": "random_path"}})
     folder = tiny.make_dataset(tmp_path / "d", 4, 2, MAZE)
     with pytest.raises(DatasetError, match="is a maze dataset, but data.puzzle = 'sudoku'"):

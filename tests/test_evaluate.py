@@ -227,5 +227,5 @@ def test_as_a_solver(given, result):
     assert "as a solver: done when verified" in shown and "noise of 0.5 at the start" in shown
     by_symmetry = tables.table(found | {"solved": solved | {"vary": "symmetry", "sigma": None}})
     assert "up to 3 tries that differ by a symmetry:" in by_symmetry
-    with pytest.raises(config.ConfigError, match="eval.restarts = 2: must be 0: ARC"):
+    with pytest.raises(config.ConfigError, match="eval.restarts = 2: must be 0: arc has no rules"):
         config.parse({"data": {"puzzle": "arc"}, "eval": {"restarts": 2}})

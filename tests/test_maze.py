@@ -332,7 +332,7 @@ def test_solve_equals_a_plain_search(small, hard):
             assert log2_paths == pytest.approx(math.log2(count_shortest_paths(domain, question)), abs=1e-5)
         for a, b in zip(paths, (some.labels, some.rating, some.log2_paths), strict=True):
             np.testing.assert_array_equal(a, b, strict=True)
-        np.testing.assert_array_equal(domain.log2_paths(some.inputs), some.log2_paths)
+        np.testing.assert_array_equal(domain.log2_answers(some.inputs), some.log2_paths)
 
 
 def test_tie_break(small, hard):
@@ -389,20 +389,20 @@ def test_counts_beyond_what_a_float_holds():
     assert exact.bit_length() > 1024
     paths = domain.solve(flat[None])
     assert paths.log2_paths[0] == pytest.approx(math.log2(exact), rel=1e-6)
-    assert domain.verify(flat, domain.shortest_paths(flat[None], np.random.default_rng(0))).solved.all()
+    assert domain.verify(flat, domain.draw_answers(flat[None], np.random.default_rng(0))).solved.all()
 
 
 def test_random_paths_are_always_shortest_and_fresh(small, hard):
     rng = np.random.default_rng(0)
     for domain, some in ((Maze(8, 8), small), (Maze(), hard)):
-        first, second = (domain.shortest_paths(some.inputs, rng) for _ in range(2))
+        first, second = (domain.draw_answers(some.inputs, rng) for _ in range(2))
         for labels in (first, second):
             assert labels.dtype == np.uint8 and domain.verify(some.inputs, labels).solved.all()
         tied = some.log2_paths > 4
         assert tied.any() and (first != second).any(axis=1)[tied].mean() > .8
-    np.testing.assert_array_equal(domain.shortest_paths(some.inputs, np.random.default_rng(0)),
-                                  domain.shortest_paths(some.inputs, np.random.default_rng(0)))
-    assert Maze().shortest_paths(np.zeros((0, 900), np.uint8), rng).shape == (0, 900)
+    np.testing.assert_array_equal(domain.draw_answers(some.inputs, np.random.default_rng(0)),
+                                  domain.draw_answers(some.inputs, np.random.default_rng(0)))
+    assert Maze().draw_answers(np.zeros((0, 900), np.uint8), rng).shape == (0, 900)
 
 
 @pytest.mark.parametrize("rows", [
@@ -414,7 +414,7 @@ def test_random_paths_are_uniform(rows):
     domain = Maze(len(rows), len(rows[0]))
     paths = all_shortest_paths(domain, question.tolist())
     assert len(paths) >= 2
-    labels = domain.shortest_paths(np.repeat(question[None], draws, axis=0), np.random.default_rng(5))
+    labels = domain.draw_answers(np.repeat(question[None], draws, axis=0), np.random.default_rng(5))
     counts = collections.Counter(label.tobytes() for label in labels)
     expected = {drawn(question, path).tobytes() for path in paths}
     assert set(counts) == expected
@@ -426,7 +426,7 @@ def test_random_paths_are_uniform(rows):
 def test_random_paths_need_a_way():
     good, bad = tokens("S G", "   "), tokens("S#G", "###")
     with pytest.raises(PuzzleError, match="maze 1 of 2 has no way from one S to one G"):
-        Maze(2, 3).shortest_paths(np.stack([good, bad]), np.random.default_rng(0))
+        Maze(2, 3).draw_answers(np.stack([good, bad]), np.random.default_rng(0))
 
 
 # Symmetries
@@ -458,7 +458,7 @@ def test_augmentation_keeps_mazes_and_can_be_undone(shape):
     np.testing.assert_array_equal(symmetry.inverse().apply(new_labels), labels)
     assert new_inputs.dtype == np.uint8 and (new_inputs != inputs).any(axis=1).sum() > 30
     assert domain.verify(new_inputs, new_labels).solved.all()
-    np.testing.assert_allclose(domain.log2_paths(new_inputs), log2_paths, rtol=1e-6)
+    np.testing.assert_allclose(domain.log2_answers(new_inputs), log2_paths, rtol=1e-6)
     np.testing.assert_array_equal(domain.solve(new_inputs).steps, rating)
     assert (domain.solve(new_inputs).labels != new_labels).any(), "the tie-break turns with the maze"
 

@@ -79,7 +79,7 @@ class Deepen:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    puzzle: Literal["sudoku", "maze", "arc"] = "sudoku"  # the domain: codec, verifier, augmentation
+    puzzle: str = "sudoku"  # the domain, by name: sudoku, maze, arc, or another (see puzzles/domain.py)
     path: str = "data/sudoku"  # dataset folder, as `python -m trm_jax.data` writes it
     make: str = ""  # the command that makes the folder, shown when it is missing
     augment: bool = False  # a fresh symmetry of every training puzzle each time it is drawn; ARC's are in the folder

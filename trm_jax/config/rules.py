@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from trm_jax import puzzles
 from trm_jax.config.fields import Experiment
 
 
@@ -36,10 +37,7 @@ def _impossible(e: Experiment) -> list[str]:
     need(e.seed < 2**32, "seed", "must be under 2**32: jax would drop the digits above")
     for name in ("beta1", "beta2", "ema_rate"):
         need(0 <= getattr(e, name) < 1, name, "must be at least 0 and under 1")
-    need(e.data.labels == "fixed" or e.data.puzzle == "maze", "data.labels", "is for data.puzzle = 'maze'")
-    need(not e.data.augment or e.data.puzzle != "arc", "data.augment",
-         "must be False for data.puzzle = 'arc': its symmetries are puzzles of the dataset folder, with identifiers of "
-         "their own; python -m trm_jax.data arc --num_aug says how many")
+    _impossible_puzzle(e, faults, need)
     need(e.arch.expansion > 0, "arch.expansion", "must be positive")
     need(e.arch.rms_norm_eps > 0, "arch.rms_norm_eps", "must be positive")
     _impossible_attention(e, need)
@@ -62,10 +60,27 @@ def _impossible(e: Experiment) -> list[str]:
     need(len(e.eval.H_test) > 0 and all(h >= 1 for h in e.eval.H_test), "eval.H_test", "needs entries of at least 1")
     need(list(e.eval.H_test) == sorted(set(e.eval.H_test)), "eval.H_test", "must ascend")
     need(all(l >= 1 for l in e.eval.L_test), "eval.L_test", "needs entries of at least 1")
-    need(e.eval.restarts == 0 or e.data.puzzle != "arc", "eval.restarts", "must be 0: ARC has no rules to verify by")
     need(e.eval.restarts < 2 or e.eval.vary == "symmetry" or e.eval.sigma > 0, "eval.sigma",
          "must be positive: restarts that differ by noise need some")
     return faults
+
+
+def _impossible_puzzle(e: Experiment, faults: list[str], need) -> None:
+    """What is asked of a puzzle that it does not offer."""
+    name = e.data.puzzle
+    try:
+        domain = puzzles.domain_class(name)
+    except puzzles.PuzzleError as error:
+        faults.append(f"data.puzzle = {name!r}: {error}")
+        return
+    need(e.data.labels == "fixed" or domain.has_several_answers, "data.labels",
+         f"must be 'fixed' for data.puzzle = {name!r}: a puzzle has one right answer")
+    need(not e.data.augment or domain.has_symmetries, "data.augment",
+         f"must be False for data.puzzle = {name!r}: it {domain.no_symmetries}")
+    need(e.eval.restarts == 0 or domain.has_rules, "eval.restarts",
+         f"must be 0: {name} has no rules to verify an answer by")
+    need(e.eval.restarts < 2 or e.eval.vary != "symmetry" or domain.has_symmetries, "eval.vary",
+         f"must be 'start' or 'cycle' for data.puzzle = {name!r}: it {domain.no_symmetries}")
 
 
 def no_cudnn(head: int, forward_dtype: str) -> str:

@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure the input pipeline on one core")
     bench.set_defaults(run=run_bench)
     bench.add_argument("--path", required=True, metavar="DIR", help="dataset folder")
-    bench.add_argument("--puzzle", choices=("sudoku", "maze", "arc"), default="sudoku",
+    bench.add_argument("--puzzle", choices=puzzles.names(), default="sudoku",
                        help="what is in it, if its files do not say (sudoku)")
     bench.add_argument("--batch", type=_positive, default=512)
     bench.add_argument("--seconds", type=float, default=5.0)
@@ -252,7 +252,7 @@ def run_bench(args) -> None:
     domain = dataset.load_domain(args.path, args.puzzle, split.metadata.seq_len)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    for augment in (True, False) if hasattr(domain, "augment") else (False,):
+    for augment in (True, False) if domain.has_symmetries else (False,):
         batches = pipeline.train_batches(split, domain, global_batch_size=args.batch, augment=augment)
         for _ in range(10):
             next(batches)

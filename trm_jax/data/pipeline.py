@@ -70,7 +70,7 @@ def train_batches(split: Split, domain=None, *, global_batch_size: int, seed: in
         raise DatasetError("augment=True needs a domain")
     if labels not in LABELS:
         raise DatasetError(f"{labels=} is unknown; there are {', '.join(LABELS)}")
-    if labels == "random_path" and not hasattr(domain, "shortest_paths"):
+    if labels == "random_path" and not (domain and domain.has_several_answers):
         raise DatasetError(f"{labels=} is for mazes, not for {domain.name if domain else 'no domain'}")
     _slice_of(global_batch_size, process_index, process_count)
     most = int(np.maximum.reduceat(np.diff(split.puzzle_indices), split.group_indices[:-1]).sum())
@@ -217,7 +217,7 @@ class _TrainIterator(grain.DatasetIterator):
             inputs, labels = self._split.inputs[rows], self._split.labels[rows]
             place = self._epoch, self._batch, block
             if self._labels == "random_path":  # before the symmetry, which could turn a path but not a rule
-                labels = self._domain.shortest_paths(inputs, _rng(self._seed, _LABELS, *place))
+                labels = self._domain.draw_answers(inputs, _rng(self._seed, _LABELS, *place))
             if self._augment:
                 inputs, labels = self._domain.augment(inputs, labels, _rng(self._seed, _AUGMENT, *place))
             blocks.append((inputs, labels))

@@ -181,7 +181,7 @@ def read_csv(path, domain) -> tuple[Examples, str]:
     if not inputs:
         raise DatasetError(f"{path} holds no puzzles")
     inputs, labels, ratings, sources = map(np.concatenate, (inputs, labels, ratings, sources))
-    log2_paths = domain.log2_paths(inputs) if hasattr(domain, "log2_paths") else None
+    log2_paths = domain.log2_answers(inputs) if domain.has_several_answers else None
     return Examples(inputs, labels, ratings, sources, tuple(names), None, log2_paths), digest.hexdigest()
 
 

@@ -44,7 +44,7 @@ class Evaluator:
         self._batch_size = -(-min(e.batch_size, len(self.rows)) // devices) * devices
         distributed.check_batch(self._batch_size, mesh)
         self._ballot = None  # makes empty votes
-        if data.domain.name == "arc":
+        if data.domain.identifies_tasks:
             self._ballot = arc_voting.ballot_of(system.experiment.data.path, data.test)
 
     def __call__(self, weights: Weights, step: int, L: int, note: Callable[[str], None]) -> dict[str, Any]:

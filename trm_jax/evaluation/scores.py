@@ -31,7 +31,7 @@ def mark(domain, inputs, labels, answers) -> Marks:
     labelled = labels != losses.IGNORE
     valid = labelled.any(1)
     hit, of = ((answers == labels) & labelled).sum(1), labelled.sum(1)
-    verdict = domain.verify(inputs, answers) if domain.verified_as else None
+    verdict = domain.verify(inputs, answers) if domain.has_rules else None
     return Marks(valid, valid & (hit == of), hit / np.maximum(of, 1), verdict and verdict.solved,
                  verdict._asdict() if verdict else {})
 

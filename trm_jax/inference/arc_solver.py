@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from trm_jax import config
+from trm_jax.data import arc_build
 from trm_jax.inference import arc_voting, engine
 from trm_jax.inference.choice import STOPS, Jobs
 from trm_jax.inference.settings import Settings
@@ -161,6 +163,14 @@ class ArcSolver(Solver, puzzle="arc"):
         grids = arc.crops(trace.tokens)
         return trace._replace(tokens=np.stack([
             arc.to_canvas(grid) if grid.size else np.zeros(arc.SIDE ** 2, np.uint8) for grid in grids]))
+
+    def example(self, data: config.Data, number: int) -> tuple[Any, np.ndarray]:
+        """(task, labels [S] of its first test input) of a test task."""
+        tasks = arc_build.load_test_puzzles(data.path)
+        if not 0 <= number < len(tasks):
+            raise SolveError(f"there is no test task {number} in {data.path}: they are numbered 0 to {len(tasks) - 1}")
+        name, task = list(tasks.items())[number]
+        return {"id": name, **task}, arc.to_canvas(np.array(task["test"][0]["output"]))
 
     def read(self, puzzle: Any) -> np.ndarray:
         return arc.to_canvas(self._read_task(puzzle)[1][0][0])

@@ -21,42 +21,17 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from trm_jax import puzzles
-from trm_jax.data import arc_build as arc_data
-from trm_jax.data import dataset
 from trm_jax.inference.choice import CRITERIA, ORDER
 from trm_jax.inference.requests import Request, read_requests
 from trm_jax.inference.solver import Answer, SolveError, Solver, Trace
 from trm_jax.inference.text_film import frames, side_by_side
-from trm_jax.puzzles import arc
 from trm_jax.runtime import distributed
 from trm_jax.runtime.errors import guarded
 from trm_jax.weights import weights_file
 
-# Pictures in text.
-
-
 # The command line.
-
-
-def load_example(export: weights_file.Export, number: int) -> tuple[Any, np.ndarray]:
-    """(inputs [S], labels [S]) of a puzzle of the test set that belongs to the weights; of ARC (task, labels [S])."""
-    d = export.experiment.data
-    if export.domain.name == "arc":
-        tasks = arc_data.load_test_puzzles(d.path)
-        if not 0 <= number < len(tasks):
-            raise SolveError(f"there is no test task {number} in {d.path}: they are numbered 0 to {len(tasks) - 1}")
-        name, task = list(tasks.items())[number]
-        return {"id": name, **task}, arc.to_canvas(np.array(task["test"][0]["output"]))
-    test = dataset.load(d.path, "test", make=d.how_to_make)
-    if not 0 <= number < test.num_examples:
-        raise SolveError(f"there is no test puzzle {number} in {d.path}: they are numbered 0 to "
-                         f"{test.num_examples - 1}")
-    return test.inputs[number], test.labels[number]
 
 
 def open_source(args: argparse.Namespace) -> weights_file.Export:
@@ -81,7 +56,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def requests_of(args: argparse.Namespace, export: weights_file.Export) -> list[Request]:
     """What the arguments ask for: --example, then puzzles, then --file; standard input if there is none of these."""
-    asked = [Request(f"test puzzle {number}", *load_example(export, number)) for number in args.example]
+    asked = [Request(f"test puzzle {number}", *Solver.of(export).example(export.experiment.data, number))
+             for number in args.example]
     asked += [Request(f"puzzle {i}", text) for i, text in enumerate(args.puzzle, 1)]
     if args.file and args.file != "-":
         file = Path(args.file)

@@ -37,7 +37,7 @@ from trm_jax.inference.queue import Queue
 from trm_jax.inference.settings import InferenceError, Settings
 from trm_jax.inference.slots import Seen, Slots, advanced, begin, gather, refill
 from trm_jax.models.network import Bound
-from trm_jax.puzzles import Symmetry
+from trm_jax.puzzles import Domain, Symmetry
 
 FIRST_CYCLES, MOST_CYCLES = 4, 64  # of one call of the device: grows while nothing stops
 REFILL_SHARE = 1 / 16  # return to the host once this share of slots is free
@@ -270,11 +270,12 @@ class _Run:
                        self._slot_cycles * self._bound.core_calls, seconds)
 
 
-def rules(domain) -> dict[str, Callable | None]:
+def rules(domain: Domain) -> dict[str, Callable | None]:
     """What `solve` can use of a puzzle domain: its verifier and its symmetries, None where it has none."""
     def verify(inputs, answers):
         return domain.verify(inputs, answers).solved
-    return {"verify": verify if domain.verified_as else None, "draw_symmetry": getattr(domain, "draw_symmetry", None)}
+    return {"verify": verify if domain.has_rules else None,
+            "draw_symmetry": domain.draw_symmetry if domain.has_symmetries else None}
 
 
 def bucket(n: int) -> int:

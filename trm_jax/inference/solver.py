@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trm_jax import puzzles
+from trm_jax import config, puzzles
+from trm_jax.data import dataset
 from trm_jax.inference import engine
 from trm_jax.inference.choice import STOPS
 from trm_jax.inference.settings import Settings
@@ -150,7 +151,7 @@ class Solver:
             inputs = np.stack(inputs)
             found = engine.solve(
                 self._bound, inputs, settings, verify=self.verify if verify else None,
-                draw_symmetry=getattr(self.domain, "draw_symmetry", None), report=report)
+                draw_symmetry=self.domain.draw_symmetry if self.domain.has_symmetries else None, report=report)
             for i, j in enumerate(readable):
                 answers[j] = self._answer(inputs[i], found, i)
         return answers
@@ -185,6 +186,14 @@ class Solver:
                 if len(tokens) == steps or settle and still >= settle:
                     break
         return Trace(inputs, np.stack(tokens), np.stack(confidence), np.stack(residual))
+
+    def example(self, data: config.Data, number: int) -> tuple[Any, np.ndarray]:
+        """(inputs [S], labels [S]) of a puzzle of a test set, counted from 0."""
+        test = dataset.load(data.path, "test", make=data.how_to_make)
+        if not 0 <= number < test.num_examples:
+            raise SolveError(f"there is no test puzzle {number} in {data.path}: they are numbered 0 to "
+                             f"{test.num_examples - 1}")
+        return test.inputs[number], test.labels[number]
 
     def read(self, puzzle: str | np.ndarray) -> np.ndarray:
         """Tokens [S] of a puzzle whose clues do not contradict each other; PuzzleError otherwise."""

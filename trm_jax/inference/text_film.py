@@ -17,7 +17,7 @@ _STYLE = re.compile(r"\x1b\[([\d;]*)m")
 def conflicts(domain: puzzles.Domain, tokens: np.ndarray) -> list[str]:
     """What contradicts what in an answer [S], in words, of a domain whose cells can (a maze's cannot)."""
     try:
-        return domain.conflicts(tokens) if hasattr(domain, "conflicts") else []
+        return domain.conflicts(tokens)
     except puzzles.PuzzleError:  # holds what no puzzle can
         return []
 
@@ -38,7 +38,7 @@ def frames(domain: puzzles.Domain, trace: Trace, color: bool) -> list[str]:
         tokens = trace.tokens[cycle - 1]
         changed = tokens != previous
         drawn = domain.render(tokens, given=trace.inputs, changed=changed, color=True)
-        if not domain.verified_as:  # no rules to break
+        if not domain.has_rules:
             verdict = ""
         elif domain.verify(trace.inputs[None], tokens[None]).solved[0]:
             verdict = ", verified"

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from trm_jax import config
+from trm_jax import config, puzzles
 from trm_jax.data.loading import Dataset
 from trm_jax.evaluation import tables
 from trm_jax.evaluation.evaluator import Evaluator
@@ -28,7 +28,7 @@ def pool(experiment: config.Experiment, workdir: str | os.PathLike,
          note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """Evaluates every checkpoint that the run has kept (checkpoint.keep_last, keep_best) and pools their votes at the
     last of H_test and L_test."""
-    if experiment.data.puzzle != "arc":
+    if not puzzles.domain_class(experiment.data.puzzle).identifies_tasks:
         raise config.ConfigError(f"data.puzzle = {experiment.data.puzzle!r}: --mode=pool is for 'arc', where answers "
                                  "are voted on")
     run_folder.require_same(workdir, run_folder.read_config(workdir), config.to_json(experiment),

@@ -1,16 +1,28 @@
-"""What a puzzle domain is: one object that knows its vocabulary, rules, symmetries, generator and picture."""
+"""What a puzzle domain is: one object that knows its vocabulary, rules, symmetries, generator and picture.
+
+A new puzzle is a subclass of `Domain` with a name of its own. It is found by that name when it stands in a file of that
+name in this folder, when its module has been imported, or when its package names it as an entry point:
+
+    [project.entry-points."trm_jax.puzzles"]
+    kakuro = "my_package.kakuro:Kakuro"
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.metadata
+import importlib.util
 import inspect
-from typing import Any, NamedTuple, Protocol
+import pkgutil
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from trm_jax.runtime.errors import UserError
 
-_DOMAINS = {"sudoku": ("trm_jax.puzzles.sudoku", "Sudoku"), "maze": ("trm_jax.puzzles.maze", "Maze"),
-            "arc": ("trm_jax.puzzles.arc", "Arc")}
+ENTRY_POINTS = "trm_jax.puzzles"
+_registered: dict[str, type[Domain]] = {}
 
 
 class PuzzleError(UserError):
@@ -34,7 +46,7 @@ class Symmetry(NamedTuple):
         moved = np.take_along_axis(tokens, self.cells.astype(np.intp), axis=1)
         return np.take_along_axis(self.relabel.astype(tokens.dtype), moved.astype(np.intp), axis=1)
 
-    def inverse(self) -> "Symmetry":
+    def inverse(self) -> Symmetry:
         """The symmetry that undoes this one: an answer to a transformed puzzle becomes an answer to the original."""
         return Symmetry(np.argsort(self.relabel, axis=1).astype(self.relabel.dtype),
                         np.argsort(self.cells, axis=1).astype(self.cells.dtype))
@@ -47,48 +59,177 @@ class Verdict(Protocol):
     def solved(self) -> np.ndarray: ...  # [B] bool
 
 
-class Domain(Protocol):
+class Solutions(NamedTuple):
+    """What a search for solutions found."""
+
+    counts: np.ndarray  # [B] int: number of solutions, 2 standing for several; -1 where the search gave up
+    answers: np.ndarray  # [B, S] uint8: the first solution found, all 0 where there is none
+
+
+class Domain:
     """B puzzles of S = seq_len cells; tokens are 0 (pad) .. vocab_size - 1, stored as uint8.
 
-    A domain whose puzzles have several right answers (mazes) also has `shortest_paths(inputs, rng) -> labels` [B, S],
-    a fresh label for every puzzle, and `log2_paths(inputs)` [B], how many there are. One that can tell which cells
-    break its rules has `faults(inputs, answers)` [B, S]. One whose pictures are not of characters has `drawn_as`:
-    token -> "wall", "path", "empty", "end" (of a grid that does not fill its canvas) or a colour as #rrggbb.
+    A subclass is a frozen dataclass: its fields are the options that `get` takes. It must have a codec, a size and a
+    picture; all else it may have, and whether it does is told by a name of its own (`has_rules` and those after it),
+    which is True where the method is defined.
     """
 
-    name: str
-    verified_as: str  # what an answer is called that the verifier accepts; "": there are no rules, and no verifier
-    broken: dict[str, str]  # verdict field -> "the answer ..." where it is False; the most basic one first
+    name: ClassVar[str]
+    verified_as: ClassVar[str] = ""  # what an answer is called that the verifier accepts
+    broken: ClassVar[dict[str, str]] = {}  # verdict field -> "the answer ..." where it is False; most basic one first
+    best_metric: ClassVar[str] = "exact_accuracy"  # the figure that the best checkpoint has most of
+    identifies_tasks: ClassVar[bool] = False  # a puzzle is known by a row of the puzzle table, and answers are voted on
+    clues_called: ClassVar[str] = "clues"  # what a question's cells are called under a picture
+    drawn_as: ClassVar[dict[int, str]] = {}  # token -> "wall", "path", "empty", "end" (of a grid that does not fill its
+    # canvas) or a colour as #rrggbb, in pictures, instead of its character
+    no_symmetries: ClassVar[str] = "has no symmetries"  # why, where there are none to draw
+
+    has_rules: ClassVar[bool]  # verify, explain
+    has_symmetries: ClassVar[bool]  # draw_symmetry
+    has_several_answers: ClassVar[bool]  # draw_answers, log2_answers: a puzzle may have more than one right answer
+    marks_faults: ClassVar[bool]  # faults
+    solves: ClassVar[bool]  # solutions
+    generates: ClassVar[bool]  # generate
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for flag, method in (("has_rules", "verify"), ("has_symmetries", "draw_symmetry"),
+                             ("has_several_answers", "draw_answers"), ("marks_faults", "faults"),
+                             ("solves", "solutions"), ("generates", "generate")):
+            setattr(cls, flag, getattr(cls, method) is not getattr(Domain, method))
+        if cls.has_rules != bool(cls.verified_as):
+            raise TypeError(f"{cls.__name__}: verify and verified_as go together")
+        if "name" in cls.__dict__:
+            _registered[cls.name] = cls
+
+    @classmethod
+    def from_seq_len(cls, seq_len: int) -> Domain:
+        """The puzzle of so many cells; PuzzleError where there is none."""
+        domain = cls()
+        if domain.seq_len != seq_len:
+            raise PuzzleError(f"{cls.name} has {domain.seq_len} cells unless its options say otherwise, not {seq_len}")
+        return domain
+
+    # Size.
 
     @property
-    def seq_len(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def grid(self) -> tuple[int, int]: ...  # rows, columns
-    @property
-    def symbols(self) -> dict[str, int]: ...  # character of a cell -> token
+    def seq_len(self) -> int:
+        raise NotImplementedError
 
-    def encode(self, text: str) -> np.ndarray: ...  # [S]
-    def decode(self, tokens: np.ndarray) -> str: ...  # tokens [S]
-    def check_clues(self, inputs: np.ndarray) -> None: ...  # inputs [S]; PuzzleError if they contradict each other
-    def verify(self, inputs: np.ndarray, answers: np.ndarray) -> Verdict: ...  # [B, S] each
-    def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str: ...  # [S] each; why it is not solved, or ""
-    def augment(self, inputs: np.ndarray, labels: np.ndarray,
-                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]: ...  # [B, S] each
-    def generate(self, n: int, seed: int, **how: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+    @property
+    def vocab_size(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows, columns."""
+        raise NotImplementedError
+
+    @property
+    def boxes(self) -> tuple[int, int]:
+        """Rows, columns of the parts that pictures draw a line around."""
+        return self.grid
+
+    # Text.
+
+    @property
+    def symbols(self) -> dict[str, int]:
+        """Character of a cell -> token."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text -> tokens [S]; PuzzleError where it is no puzzle of this kind and size."""
+        raise NotImplementedError
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Tokens [S] -> text on one line that `encode` reads back."""
+        raise NotImplementedError
+
     def render(self, tokens: np.ndarray, given: np.ndarray | None = None, changed: np.ndarray | None = None,
-               color: bool = False) -> str: ...  # [S] each
+               color: bool = False) -> str:
+        """Tokens [S] -> a picture for the terminal that `encode` reads back; given [S] is the question, changed [S]
+        bool says what to highlight."""
+        raise NotImplementedError
+
+    # Rules.
+
+    def check_clues(self, inputs: np.ndarray) -> None:
+        """Raises PuzzleError if inputs [S] are no puzzle, or contradict themselves at sight."""
+
+    def verify(self, inputs: np.ndarray, answers: np.ndarray) -> Verdict:
+        """[B, S] each."""
+        raise PuzzleError(f"{self.name} has no rules to verify an answer by")
+
+    def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str:
+        """[S] each -> why the answer is not verified; "" if it is."""
+        raise PuzzleError(f"{self.name} has no rules to verify an answer by")
+
+    def conflicts(self, inputs: np.ndarray) -> list[str]:
+        """What contradicts what among the cells inputs [S], in words; empty if nothing does at sight."""
+        return []
+
+    def faults(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """[..., S] each -> [..., S] bool: cells that break a rule."""
+        raise PuzzleError(f"{self.name} cannot tell which cells break its rules")
+
+    def solutions(self, inputs: np.ndarray) -> Solutions:
+        """inputs [B, S] -> how many solutions each has, and one of them, by search: quick, or given up."""
+        raise PuzzleError(f"{self.name} cannot be solved by search here")
+
+    # Several right answers.
+
+    def draw_answers(self, inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """inputs [B, S] -> [B, S]: of each puzzle one of its right answers, drawn afresh."""
+        raise PuzzleError(f"a puzzle of {self.name} has one right answer")
+
+    def log2_answers(self, inputs: np.ndarray) -> np.ndarray:
+        """inputs [B, S] -> float32 [B]: log2 of the number of right answers."""
+        return np.zeros(len(inputs), np.float32)
+
+    # Symmetries.
+
+    def draw_symmetry(self, rng: np.random.Generator, B: int) -> Symmetry:
+        """B symmetries of the puzzle, a function of the generator's state alone."""
+        raise PuzzleError(f"{self.name} {self.no_symmetries}")
+
+    def augment(self, inputs: np.ndarray, labels: np.ndarray,
+                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """One random symmetry per puzzle, the same on inputs and labels [B, S]."""
+        symmetry = self.draw_symmetry(rng, len(inputs))
+        return symmetry.apply(inputs), symmetry.apply(labels)
+
+    # Generation.
+
+    def generate(self, n: int, seed: int, **how: Any) -> tuple[np.ndarray, ...]:
+        """n different puzzles: inputs [n, S], labels [n, S], rating [n] and, where there are several answers,
+        log2_answers [n]. The same seed gives the same puzzles, and a smaller n their beginning."""
+        raise PuzzleError(f"puzzles of {self.name} cannot be generated")
+
+
+def domain_class(name: str) -> type[Domain]:
+    """The domain called so; PuzzleError where there is none."""
+    if name not in _registered and name.isidentifier():
+        if importlib.util.find_spec(f"{__package__}.{name}"):
+            importlib.import_module(f"{__package__}.{name}")
+        for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
+            point.load()
+    if name not in _registered:
+        raise PuzzleError(f"unknown puzzle {name!r}; known are {', '.join(names())}")
+    return _registered[name]
+
+
+def names() -> list[str]:
+    """Every domain that can be had."""
+    for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__, f"{__package__}."):
+        importlib.import_module(module.name)
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return sorted({*_registered, *(point.name for point in points)})
 
 
 def get(name: str, **options: Any) -> Domain:
     """A domain by name, e.g. get("sudoku", box_rows=2, box_cols=3) or get("sudoku", seq_len=36)."""
-    if name not in _DOMAINS:
-        raise PuzzleError(f"unknown puzzle {name!r}; known are {', '.join(sorted(_DOMAINS))}")
-    module, attribute = _DOMAINS[name]
-    make = getattr(importlib.import_module(module), attribute)
-    if "seq_len" in options and hasattr(make, "from_seq_len"):
-        make = make.from_seq_len
+    cls = domain_class(name)
+    make = cls.from_seq_len if "seq_len" in options else cls
     allowed = list(inspect.signature(make).parameters)
     if unknown := sorted(set(options) - set(allowed)):
         raise PuzzleError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(allowed) or 'none'}")

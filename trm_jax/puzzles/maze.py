@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trm_jax.puzzles import PuzzleError, Symmetry, maze_search
+from trm_jax.puzzles import Domain, PuzzleError, Symmetry, maze_search
 from trm_jax.puzzles.generation import distinct, in_threads
 from trm_jax.puzzles.maze_search import FREE, GOAL, PATH, START, WALL
 
@@ -54,7 +54,7 @@ class Mazes(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Maze:
+class Maze(Domain):
     """A grid of rows x cols. (30, 30) is the size of Maze-Hard."""
 
     rows: int = 30
@@ -64,7 +64,8 @@ class Maze:
     verified_as = "shortest path"
     broken = {"kept": "changes more of the question than free cells into path",
               "path": "marks no path from S to G", "shortest": "is not a shortest path"}
-    drawn_as = {WALL: "wall", FREE: "empty", PATH: "path"}  # in pictures, instead of a character
+    clues_called = "given"
+    drawn_as = {WALL: "wall", FREE: "empty", PATH: "path"}
 
     def __post_init__(self):
         if not (2 <= self.rows <= MOST_SIDE and 2 <= self.cols <= MOST_SIDE):
@@ -210,7 +211,7 @@ class Maze:
         """The shortest path of each maze, inputs [B, S], that the rule at the head of this file chooses."""
         return self._paths(inputs, None)
 
-    def shortest_paths(self, inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def draw_answers(self, inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Labels [B, S] for mazes inputs [B, S]: each with one of its shortest paths, drawn uniformly and afresh.
 
         PuzzleError if one has none.
@@ -220,7 +221,7 @@ class Maze:
             raise PuzzleError(f"maze {int(np.argmin(steps))} of {len(steps)} has no way from one S to one G")
         return labels
 
-    def log2_paths(self, inputs: np.ndarray) -> np.ndarray:
+    def log2_answers(self, inputs: np.ndarray) -> np.ndarray:
         """[B] float32: log2 of the number of shortest paths of each maze, inputs [B, S]."""
         return self.solve(inputs).log2_paths
 
@@ -276,12 +277,6 @@ class Maze:
         """B uniform draws from the 8 symmetries of the square, or the 4 of them that keep an oblong's shape."""
         relabel = np.broadcast_to(np.arange(self.vocab_size, dtype=np.uint8), (B, self.vocab_size))
         return Symmetry(relabel, self._symmetries[rng.integers(len(self._symmetries), size=B)])
-
-    def augment(self, inputs: np.ndarray, labels: np.ndarray,
-                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """One random symmetry per maze, the same on inputs and labels [B, S]."""
-        symmetry = self.draw_symmetry(rng, len(inputs))
-        return symmetry.apply(inputs), symmetry.apply(labels)
 
     # Private
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trm_jax.puzzles import PuzzleError, Symmetry, sudoku_search
+from trm_jax.puzzles import Domain, PuzzleError, Solutions, Symmetry, sudoku_search
 from trm_jax.puzzles.generation import distinct
 from trm_jax.puzzles.generation import in_threads as _in_threads
 
@@ -31,7 +31,7 @@ class SudokuVerdict(NamedTuple):
         return self.complete & self.rules & self.clues
 
 
-class Solutions(NamedTuple):
+class Search(NamedTuple):
     counts: np.ndarray  # [B] int32: number of solutions, counted up to the limit; -1 where the search gave up
     answers: np.ndarray  # [B, S] uint8: the first solution found, all 0 where there is none
     guesses: np.ndarray  # [B] int32: cells branched on
@@ -44,7 +44,7 @@ class GeneratedSudokus(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sudoku:
+class Sudoku(Domain):
     """Boxes of box_rows rows x box_cols columns; the side n is their product. (2, 3) is the 6x6 game."""
 
     box_rows: int = 3
@@ -87,6 +87,10 @@ class Sudoku:
     @property
     def grid(self) -> tuple[int, int]:
         return self.side, self.side
+
+    @property
+    def boxes(self) -> tuple[int, int]:
+        return self.box_rows, self.box_cols
 
     # Text
 
@@ -190,7 +194,7 @@ class Sudoku:
         twice = (answers[..., self._peers] == answers[..., None]).any(axis=-1)
         return np.where(inputs >= 2, inputs != answers, digit & twice)
 
-    def solve(self, inputs: np.ndarray, limit: int = 2, max_guesses: int = 10_000_000) -> Solutions:
+    def solve(self, inputs: np.ndarray, limit: int = 2, max_guesses: int = 10_000_000) -> Search:
         """Solves inputs [B, S] by search, counting solutions up to `limit` (2 tells unique from not)."""
         inputs = np.array(self._puzzles(inputs, ndim=2), np.uint8, order="C")  # a copy: read-only would recompile
         B = len(inputs)
@@ -201,7 +205,12 @@ class Sudoku:
                                       counts[part], answers[part], guesses[part])
 
         _in_threads(work, B)
-        return Solutions(counts, answers, guesses)
+        return Search(counts, answers, guesses)
+
+    def solutions(self, inputs: np.ndarray) -> Solutions:
+        """As the base class says; gives up after 100,000 guesses, a fraction of a second."""
+        found = self.solve(inputs, limit=2, max_guesses=100_000)
+        return Solutions(found.counts, found.answers)
 
     def generate(self, n: int, seed: int, *, blanks: int | None = None, clues: int | None = None) -> GeneratedSudokus:
         """n different puzzles with exactly one solution each: with that many blanks or clues, else minimal.
@@ -263,12 +272,6 @@ class Sudoku:
         relabel[:, :2] = 0, 1
         relabel[:, 2:] = rng.random((B, n), np.float32).argsort(axis=1) + 2
         return Symmetry(relabel, cells.reshape(B, self.seq_len))
-
-    def augment(self, inputs: np.ndarray, labels: np.ndarray,
-                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """One random symmetry per puzzle, the same on inputs and labels [B, S]; pad, ignored and blank stay so."""
-        symmetry = self.draw_symmetry(rng, len(inputs))
-        return symmetry.apply(inputs), symmetry.apply(labels)
 
     # Private
 

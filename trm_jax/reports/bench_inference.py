@@ -70,7 +70,7 @@ class Contestant:
 
     def right(self, tokens: np.ndarray, puzzles: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Answers [k, S] to these puzzles -> bool [k]. Of puzzles with several right answers, what the rules accept."""
-        if hasattr(self.export.domain, "shortest_paths"):
+        if self.export.domain.has_several_answers:
             return self.export.domain.verify(self.inputs[puzzles], tokens).solved
         return (tokens == self.labels[puzzles]).all(axis=1)
 

@@ -96,20 +96,20 @@ def _film(domain: puzzles.Domain, film: Film, rows: int, columns: int) -> dict[s
 
 def _fault(domain: puzzles.Domain, films: Sequence[Film]) -> str:
     """What a cell is that is marked as wrong; "" where none can be."""
-    if hasattr(domain, "faults"):
+    if domain.marks_faults:
         return "in conflict"
     return "unlike the solution" if any(film.solution is not None for film in films) else ""
 
 
 def _faults(domain: puzzles.Domain, film: Film, tokens: np.ndarray) -> np.ndarray:
     """tokens [n, S] -> [n, S] bool: what the domain finds wrong; of one that cannot tell, what is not the solution."""
-    if hasattr(domain, "faults"):
+    if domain.marks_faults:
         return domain.faults(film.trace.inputs, tokens)
     return np.zeros(tokens.shape, bool) if film.solution is None else tokens != film.solution
 
 
 def _reason(domain: puzzles.Domain, film: Film, answer: np.ndarray) -> str | None:
-    if hasattr(domain, "explain"):
+    if domain.has_rules:
         return domain.explain(film.trace.inputs, answer)
     if film.solution is None:
         return None

@@ -104,7 +104,7 @@ def strip(domain: puzzles.Domain, trace: solver.Trace, title: str, solution: np.
             ax.set_title(f"cycle {cycle}", fontsize=12, pad=5)
             previous = tokens
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-        given = "given" if hasattr(domain, "drawn_as") else "clues"
+        given = domain.clues_called
         legend = [f"black: {given}", "blue: filled in, the darker the surer", "yellow: changed since the grid before"]
         if "end" in drawing(domain).shapes:  # colours are the answer itself
             legend = ["cream: beyond the grid, changed since the one before"]
@@ -121,7 +121,7 @@ def animation(domain: puzzles.Domain, trace: solver.Trace, title: str) -> bytes:
     end = min(trace.stands_since + AFTER, len(trace.tokens))
     cycles = [0, *np.unique(np.linspace(1, end, min(end, MOST_FRAMES)).round().astype(int)).tolist()]
     solved, faults = np.zeros(end, bool), np.zeros((end, len(trace.inputs)), bool)
-    if hasattr(domain, "faults"):
+    if domain.marks_faults:
         solved = domain.verify(trace.inputs, trace.tokens[:end]).solved
         faults = domain.faults(trace.inputs, trace.tokens[:end])
     shown = used(drawing(domain), np.concatenate([trace.inputs[None], trace.tokens[:end]]))
@@ -223,9 +223,9 @@ def drawing(domain: puzzles.Domain) -> Drawing:
     characters, shapes = ["?"] * domain.vocab_size, [""] * domain.vocab_size
     for character, token in reversed(domain.symbols.items()):  # the first of several counts
         characters[token] = "" if character in ". " else character
-    for token, shape in getattr(domain, "drawn_as", {}).items():
+    for token, shape in domain.drawn_as.items():
         shapes[token] = shape
-    box = getattr(domain, "box_rows", rows), getattr(domain, "box_cols", columns)
+    box = domain.boxes
     return Drawing(rows, columns, box, tuple(characters), tuple(shapes))
 
 

@@ -97,7 +97,7 @@ def subject(export: weights_file.Export, dataset: str, settings: Sweep) -> tuple
         if theirs != here:
             raise ScalingError(f"{experiment.data.path} does not fit the weights: {name} {here}, theirs is {theirs}")
     if not settings.vary:
-        symmetric = hasattr(data.domain, "draw_symmetry")
+        symmetric = data.domain.has_symmetries
         settings = dataclasses.replace(settings, vary="symmetry" if symmetric else "start")
     engine_settings(settings)  # refuses what cannot work before anything is computed
     system = System(experiment, data.shape, export.metadata["total_steps"])
@@ -136,7 +136,7 @@ def measure(subject: Measured, settings: Sweep, note: Callable[[str], None] = sa
     return {
         "grid": grid, "cycles": settled, "restarts": restarts,
         # What is drawn. Where many answers are right (mazes) exact match is beside it, at every point.
-        "measure": "verified" if hasattr(s.data.domain, "shortest_paths") else BEST,
+        "measure": "verified" if s.data.domain.has_several_answers else BEST,
         **{name: evaluation[name] for name in kept},
         "subset_sha256": puzzles.digest, "L": L, "trained": {"H": trained_H, "L": trained_L},
         "settings": dataclasses.asdict(settings),

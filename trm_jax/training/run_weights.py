@@ -7,7 +7,7 @@ import os
 import jax
 from jax.sharding import Mesh
 
-from trm_jax import config
+from trm_jax import config, puzzles
 from trm_jax.models.network import Weights
 from trm_jax.runtime import checkpoints
 from trm_jax.training import puzzle_table
@@ -19,9 +19,7 @@ BEST = "exact_accuracy"  # at the last of H_test and L_test: what "the best chec
 def best_metric(experiment: config.Experiment) -> str:
     """The figure by which checkpoints are ranked: BEST, but for labels that one answer in many can match, and ARC's
     score."""
-    if experiment.data.puzzle == "arc":
-        return "pass@2"
-    return BEST if experiment.data.labels == "fixed" else "verified"
+    return puzzles.domain_class(experiment.data.puzzle).best_metric if experiment.data.labels == "fixed" else "verified"
 
 
 def load_weights(system: System, workdir: str | os.PathLike, mesh: Mesh,

@@ -89,7 +89,7 @@ def from_run(workdir: str | os.PathLike) -> Export:
         "step": step, "total_steps": system.total_steps, "L": system.curriculum.L(step),
         "evaluation": json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else None,
         "dtype": "float32", "versions": distributed.versions()},
-        dataset.load_identifiers(experiment.data.path) if data.domain.name == "arc" else None)
+        dataset.load_identifiers(experiment.data.path) if data.domain.identifies_tasks else None)
 
 
 def named() -> list[str]:
@@ -215,7 +215,7 @@ def _compare(path, tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
 
 
 def _identifiers(path, file, puzzle: dict[str, Any], shape: Shape) -> list[str] | None:
-    if puzzle.get("name") != "arc":
+    if not puzzles.get(**puzzle).identifies_tasks:
         return None
     names = file.get_tensor(NAMES).tobytes().decode("utf-8", "replace").split("\n") if NAMES in file.keys() else []
     if len(names) != shape.num_puzzle_identifiers:
