@@ -39,7 +39,7 @@ def made(domain, inputs: np.ndarray, tokens: list[np.ndarray], solution: np.ndar
     """A film of any answers."""
     n, rng = len(tokens), np.random.default_rng(3)
     trace = Trace(inputs, np.stack(tokens), rng.random((n, len(inputs)), np.float32), np.geomspace(1, 1e-3, n))
-    solved = hasattr(domain, "verify") and bool(domain.verify(inputs, tokens[-1]).solved)
+    solved = domain.has_rules and bool(domain.verify(inputs, tokens[-1]).solved)
     return Film("made", trace, Answer("", tokens[-1], solved, "budget", n, trace.stands_since, ""), solution)
 
 
