@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import config, recursion
+from trm_jax import config, puzzles, recursion
 from trm_jax.data.loading import Dataset
 from trm_jax.evaluation import tables
 from trm_jax.evaluation.evaluator import Evaluator
@@ -184,16 +184,15 @@ def test_scores_of_unlabelled_examples_and_empty_sets():
     labels = np.array([[2, 3], [-100, -100], [2, -100]])
     answers, inputs = np.array([[2, 3], [2, 3], [3, 3]]), np.ones((3, 2), int)
 
-    class Domain:
+    class Agrees(puzzles.Domain):  # without a name: it is not registered
         verified_as = "verified"
 
-        @staticmethod
-        def verify(inputs, answers):
+        def verify(self, inputs, answers):
             return SudokuVerdict(*np.ones((3, 3), bool))
-    figures = score(mark(Domain, inputs, labels, answers), np.array([True, True, False]))
+    figures = score(mark(Agrees(), inputs, labels, answers), np.array([True, True, False]))
     assert (figures["n"], figures["exact_accuracy"], figures["cell_accuracy"]) == (2, 0.5, 0.5)
     assert (figures["settled"], figures["settled_among_right"], figures["settled_among_wrong"]) == (0.5, 1, 0)
-    nothing = score(mark(Domain, inputs, np.full((3, 2), -100), answers), np.ones(3, bool))
+    nothing = score(mark(Agrees(), inputs, np.full((3, 2), -100), answers), np.ones(3, bool))
     assert nothing["n"] == 0 and nothing["exact_accuracy"] is nothing["cell_accuracy"] is nothing["settled"] is None
 
 
