@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the project with its test extra into .venv and runs the tests; arguments go to pytest.
+# Installs the project with its test extra into .venv and runs the tests, two at a time; arguments go to pytest.
 #
 #   bash launch/test.sh [--dry-run] [PYTEST ARGUMENTS]      e.g. -m slow, or tests/test_recursion.py
 set -euo pipefail
@@ -12,4 +12,4 @@ case "${1:-}" in
   -h|--help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;;
 esac
 $run setup_environment "[test]"
-$run .venv/bin/python -m pytest "$@"
+$run .venv/bin/python -m pytest -n 2 "$@"

@@ -23,6 +23,7 @@ from trm_jax.runtime.text import percent
 from trm_jax.training import run_folder
 from trm_jax.training.system import System
 
+pytestmark = pytest.mark.smoke
 DEPTHS, L, SETTLED = (1, 3, 9), 2, 2
 
 

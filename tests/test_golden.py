@@ -16,22 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(FOLDER.glob("*.npz"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def with_x64(tmp_path_factory):
-    """The command on every file in a process with 64-bit types, beside the tests of this one."""
-    strict = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise",
-              "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles in half the time
-    process = subprocess.Popen([sys.executable, "-W", "error", "-m", "tests.golden", *map(str, FILES)], cwd=ROOT,
-                               env=os.environ | strict, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    yield process
-    process.kill()
-    process.communicate()
-
-
 def test_the_files_are_there():
     assert {"optim.npz", "rsm_att.npz", "rsm_mlp.npz"} <= {path.name for path in FILES}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_number_is_the_published_one(path):
     differences = compare(path)
@@ -109,7 +98,10 @@ def test_a_bad_file_does_not_hide_the_next_one(tmp_path, capsys):
     assert "good.npz: ok" in capsys.readouterr().out
 
 
-def test_every_file_passes_with_64_bit_types_too(with_x64):
-    out, err = with_x64.communicate(timeout=300)
-    assert (with_x64.returncode, err) == (0, "")
-    assert [line.split(": ")[1] for line in out.splitlines()] == ["ok"] * len(FILES)
+def test_every_file_passes_with_64_bit_types_too():
+    strict = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise",
+              "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles in half the time
+    done = subprocess.run([sys.executable, "-W", "error", "-m", "tests.golden", *map(str, FILES)], cwd=ROOT,
+                          env=os.environ | strict, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split(": ")[1] for line in done.stdout.splitlines()] == ["ok"] * len(FILES)

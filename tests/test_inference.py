@@ -15,6 +15,8 @@ from trm_jax.models.network import Model, Weights
 from trm_jax.recursion import Latents
 from trm_jax.runtime import distributed
 
+pytestmark = pytest.mark.smoke
+
 
 def verify(inputs, answers):
     return DOMAIN.verify(inputs, answers).solved

@@ -60,6 +60,7 @@ def records(workdir, name="loss"):
 # A run.
 
 
+@pytest.mark.smoke
 def test_a_run_learns_and_leaves_its_records(data, tmp_path):
     e = tiny.experiment(data, total_steps=60, checkpoint={"interval_steps": 1000}, lr=3e-2)
     result = train.train(e, tmp_path)
@@ -94,6 +95,7 @@ class Interruption(Exception):
     pass
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("stop", [3, 8, 11])  # between checkpoints; at one with an evaluation; after L has grown
 def test_a_continued_run_ends_bit_for_bit_where_it_would_have(everything, uninterrupted, tmp_path, monkeypatch, stop):
     write = metrics.MetricWriter.write
