@@ -1,11 +1,16 @@
 """The launch scripts: what each would run, what it refuses, and what shellcheck says of it."""
 
+import gzip
+import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
+import sys
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.name for path in (ROOT / "launch").glob("*.sh") if path.name != "setup.sh")
@@ -134,3 +139,195 @@ def test_slurm_starts_containers(image, launcher):
                                     "--venv names another")])
 def test_what_slurm_sh_refuses(arguments, line):
     assert refused("slurm.sh", *arguments) == line
+
+
+# Kubernetes.
+
+POD = ["--image=registry/trm-jax:1", "--runs-claim=runs"]
+TPUS = ["--tpus=4", "--tpu-type=tpu-v5-lite-podslice", "--tpu-topology=2x4"]
+JOBSET_SCHEMA = ROOT.parent / "shared" / "clusters" / "jobset-crd.yaml.gz"  # of kubernetes-sigs/jobset, Apache-2.0
+
+
+def manifest(*options) -> dict:
+    return yaml.safe_load(dry("kubernetes.sh", *POD, *options, "rsm", CONFIG, "--config.eval.H_test=(16,64)", 'a"\\b'))
+
+
+def validate(job: dict) -> None:
+    """With the schema of Kubernetes, which knows Jobs, and refuses what it does not know."""
+    validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (extra: lint)")
+    validator.validate(job, "1.33", strict=True)
+
+
+def test_one_node_is_a_job():
+    job = manifest("--gpus=8", "--data-claim=data", "--node=pool=a100", "--cpus=16", "--memory=64Gi", "--tolerate=spot")
+    validate(job)
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert job["kind"] == "Job" and (spec["completions"], spec["backoffLimit"]) == (1, 3)
+    assert [(rule["action"], rule["onExitCodes"]["values"]) for rule in spec["podFailurePolicy"]["rules"][:2]] == [
+        ("FailJob", [1, 2, 130]), ("Ignore", [75])]
+    [container] = pod["containers"]
+    assert container["args"] == [f"--config={CONFIG}", "--workdir=/runs/rsm", "--config.eval.H_test=(16,64)", 'a"\\b']
+    assert container["resources"] == {"requests": {"cpu": 16, "memory": "64Gi"},
+                                      "limits": {"memory": "64Gi", "nvidia.com/gpu": 8}}
+    assert {v["name"]: v["mountPath"] for v in container["volumeMounts"] if v["name"] != "runs"} == {
+        "shm": "/dev/shm", "data": "/data"}
+    assert pod["nodeSelector"] == {"pool": "a100"}
+    assert [taint["key"] for taint in pod["tolerations"]] == ["spot", "nvidia.com/gpu"]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["terminationGracePeriodSeconds"] == 120
+
+
+def test_several_nodes_are_a_jobset():
+    jobset = manifest("--nodes=2", "--data-bucket=puzzles", *TPUS)
+    [replicated] = jobset["spec"]["replicatedJobs"]
+    spec = replicated["template"]["spec"]
+    validate({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, "spec": spec})
+    assert jobset["kind"] == "JobSet" and (spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (2, 2, 0)
+    environment = {v["name"]: v for v in spec["template"]["spec"]["containers"][0]["env"]}
+    fields = {name: v["valueFrom"]["fieldRef"]["fieldPath"] for name, v in environment.items() if "valueFrom" in v}
+    assert fields == {"JAX_COORDINATOR_HOST": "metadata.annotations['jobset.sigs.k8s.io/coordinator']",
+                      "JAX_PROCESS_ID": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
+    assert environment["JAX_COORDINATOR_ADDRESS"]["value"] == "$(JAX_COORDINATOR_HOST):8476"
+    assert environment["JAX_NUM_PROCESSES"]["value"] == "2"
+    # What jobs say of why they failed, and what is done then: the first rule that fits.
+    rules = jobset["spec"]["failurePolicy"]["rules"]
+    for message, action in (
+            ("Container trm-jax for pod n/p failed with exit code 2 matching FailJob rule at index 0", "FailJobSet"),
+            ("Container trm-jax for pod n/p failed with exit code 75 matching FailJob rule at index 1",
+             "RestartJobSetAndIgnoreMaxRestarts"),
+            ("Pod n/p has condition DisruptionTarget matching FailJob rule at index 2",
+             "RestartJobSetAndIgnoreMaxRestarts")):
+        fits = [rule for rule in rules if any(re.search(pattern, message) for pattern in rule.get(
+            "onJobFailureMessagePatterns", [""]))]
+        assert fits[0]["action"] == action
+    assert all(rule["onJobFailureReasons"] == ["PodFailurePolicy"] for rule in rules)
+
+
+@pytest.mark.skipif(not JOBSET_SCHEMA.exists(), reason="the schema of JobSet is not beside the project, in ../shared")
+def test_a_jobset_fits_its_schema():
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed (extra: lint)")
+    [version] = yaml.safe_load(gzip.decompress(JOBSET_SCHEMA.read_bytes()))["spec"]["versions"]
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    for options in (TPUS, ["--gpus=8", "--data-claim=data"]):
+        jsonschema.validate(manifest("--nodes=2", *options), schema)
+    wrong = manifest("--nodes=2")
+    wrong["spec"]["failurePolicy"]["maxRestart"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="maxRestart"):
+        jsonschema.validate(wrong, schema)
+
+
+def closed(schema):
+    """A schema of a custom resource that refuses fields that it does not name, as the server does."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {name: closed(item) for name, item in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        schema.pop("type", None)
+    if isinstance(schema.get("properties"), dict) and schema.get("properties") and schema.get("type") == "object":
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+KUBECTL = """\
+#!/usr/bin/env bash
+echo "$*" >>"$0.calls"
+case "$*" in
+  *"get jobsets"*) exit 1 ;;
+  *create*) cat >"$0.stdin"; echo "jobset.jobset.x-k8s.io/rsm created" ;;
+esac
+"""
+
+
+def stand_in(folder: pathlib.Path, name: str, script: str) -> str:
+    """A program of that name on a PATH, which is returned."""
+    program = folder / name
+    program.write_text(script)
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_kubectl_is_given_the_manifest_and_asked_for_logs(tmp_path):
+    path = stand_in(tmp_path, "kubectl", KUBECTL)
+    done = launch("kubernetes.sh", *POD, "--nodes=2", "--namespace=ml", "rsm", CONFIG, PATH=path)
+    assert done.returncode == 0 and "bash launch/kubernetes.sh --logs rsm" in done.stdout, done
+    assert (tmp_path / "kubectl.stdin").read_text() == dry("kubernetes.sh", *POD, "--nodes=2", "rsm", CONFIG)
+    assert launch("kubernetes.sh", "--logs", "rsm", PATH=path).returncode == 0
+    assert launch("kubernetes.sh", "--delete", "--namespace=ml", "rsm", PATH=path).returncode == 0
+    assert (tmp_path / "kubectl.calls").read_text().splitlines() == [
+        "--namespace=ml create --filename=-",
+        "logs --follow --prefix --tail=-1 --max-log-requests=64 --selector=app.kubernetes.io/instance=rsm",
+        "--namespace=ml get jobsets",
+        "--namespace=ml delete job --selector=app.kubernetes.io/instance=rsm"]
+    assert dry("kubernetes.sh", "--delete", "rsm") == (
+        r"kubectl delete job\,jobset --selector=app.kubernetes.io/instance=rsm" + "\n")
+
+
+@pytest.mark.parametrize("said, line", [
+    ('Error from server (AlreadyExists): jobs.batch "rsm" already exists',
+     "there is a run rsm; end it with bash launch/kubernetes.sh --delete rsm"),
+    ('no matches for kind "JobSet" in version "jobset.x-k8s.io/v1alpha2"',
+     "this cluster has no JobSet; its administrator can install the JobSet controller"),
+    ("The connection was refused\nis the port right?", "The connection was refused; is the port right?")])
+def test_what_kubectl_refuses_is_one_line(tmp_path, said, line):
+    path = stand_in(tmp_path, "kubectl", f"#!/usr/bin/env bash\ncat >/dev/null\necho '{said}' >&2\nexit 1\n")
+    assert refused("kubernetes.sh", *POD, "rsm", CONFIG, PATH=path) == line
+
+
+@pytest.mark.parametrize("arguments, line", [
+    ([], "NAME is needed; see bash launch/kubernetes.sh --help"),
+    ([*POD, "rsm"], "CONFIG is needed; see bash launch/kubernetes.sh --help"),
+    (["--runs-claim=runs", "rsm", CONFIG], "--image is needed: launch/README.md tells how to build one"),
+    (["--image=a", "rsm", CONFIG], "--runs-claim is needed: checkpoints must outlive a pod"),
+    (["--runs-claim=a b", "rsm", CONFIG], "--runs-claim=a b: a name was expected"),
+    ([*POD, "--gpus=1", "--tpus=4", "rsm", CONFIG], "--gpus and --tpus: one of the two"),
+    ([*POD, "--tpus=4", "rsm", CONFIG], "--tpus needs --tpu-type and --tpu-topology"),
+    ([*POD, "--memory=lots", "rsm", CONFIG], "--memory=lots: a size such as 64Gi was expected"),
+    ([*POD, "--nodes=0", "rsm", CONFIG], "--nodes=0 must be at least 1"),
+    ([*POD, "--helm=x", "rsm", CONFIG], "unknown option --helm; see bash launch/kubernetes.sh --help"),
+    ([*POD, "Rsm", CONFIG], "NAME=Rsm must be at most 42 of a-z, 0-9 and -, with a letter first and no - last"),
+    (["--logs", "rsm", "more"], "--logs takes NAME only, not more")])
+def test_what_kubernetes_sh_refuses(arguments, line):
+    assert refused("kubernetes.sh", *arguments) == line
+
+
+# The image.
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(pathlib.Path(sys.executable).parent))
+    if not hadolint:
+        pytest.skip("no hadolint (extra: lint)")
+    done = subprocess.run([hadolint, "launch/Dockerfile"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0 or not (shutil.which("buildah") and shutil.which("mmdebstrap")),
+                    reason="needs root, buildah and mmdebstrap")
+def test_the_image_for_the_cpu_describes_a_config(tmp_path):
+    def buildah(*arguments, **more) -> str:
+        storage = ["--storage-driver=vfs", f"--root={tmp_path}/root", f"--runroot={tmp_path}/run"]
+        done = subprocess.run(["buildah", *storage, *arguments], cwd=ROOT, capture_output=True, text=True, **more)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout.strip()
+
+    packages = "python3,python3-venv,ca-certificates"
+    pip = [line for line in ("/etc/pip.conf", os.path.expanduser("~/.config/pip/pip.conf")) if os.path.exists(line)]
+    base = tmp_path / "base"
+    subprocess.run(["mmdebstrap", "--variant=minbase", f"--include={packages}", "stable", str(base)], check=True,
+                   capture_output=True)
+    for file in pip:  # the package registry of this machine
+        shutil.copy(file, base / "etc" / "pip.conf")
+    container = buildah("from", "scratch")
+    buildah("add", container, str(base), "/")
+    buildah("commit", container, "base")
+    buildah("bud", "--isolation=chroot", "--network=host", "--build-arg=BASE=base", "--file=launch/Dockerfile",
+            "--tag=trm-jax:cpu", ".")
+    settings = json.loads(buildah("inspect", "--type=image", "trm-jax:cpu"))["OCIv1"]["config"]
+    assert settings["User"] == "1000:1000" and settings["Entrypoint"] == ["python", "-m"]
+    container = buildah("from", "trm-jax:cpu")
+    out = buildah("run", "--isolation=chroot", container, "--", "python", "-m", "trm_jax.main", f"--config={CONFIG}",
+                  "--mode=describe")
+    assert "parameters" in out
+    assert buildah("run", "--isolation=chroot", container, "--", "id", "-u") == "1000"
