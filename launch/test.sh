@@ -12,4 +12,4 @@ case "${1:-}" in
   -h|--help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;;
 esac
 $run setup_environment "[test]"
-$run .venv/bin/python -m pytest -n 2 "$@"
+$run .venv/bin/python -m pytest -n 2 --dist loadgroup "$@"

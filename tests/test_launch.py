@@ -68,7 +68,7 @@ def test_train_installs_and_trains():
 
 def test_test_installs_and_tests():
     assert dry("test.sh", "-m", "slow").splitlines() == [
-        "setup_environment [test]", ".venv/bin/python -m pytest -n 2 -m slow"]
+        "setup_environment [test]", ".venv/bin/python -m pytest -n 2 --dist loadgroup -m slow"]
 
 
 def test_quickstart_trains_solves_and_draws():

@@ -13,7 +13,8 @@ from tests import slurm as slurm_lib
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.skipif(bool(slurm_lib.missing()), reason=slurm_lib.missing())
+pytestmark = [pytest.mark.skipif(bool(slurm_lib.missing()), reason=slurm_lib.missing()),
+              pytest.mark.xdist_group("slurm")]  # one cluster for all of them
 STEPS = 300
 
 
@@ -53,7 +54,8 @@ def submit(slurm, venv):
         if not check:
             return done
         assert done.returncode == 0, done.stderr
-        return re.match(r"submitted job (\d+):", done.stdout)[1]
+        [job] = re.findall(r"^submitted job (\d+):", done.stdout)
+        return job
     return submit
 
 
