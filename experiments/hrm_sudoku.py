@@ -11,10 +11,10 @@ Variants (--config=experiments/hrm_sudoku.py:NAME)
 Deviation: the published data set has 1,000 shuffles of every puzzle, drawn beforehand; here every draw of a puzzle is
 a fresh one.
 
-Data
+Data, made where they are missing
 
-    python -m trm_jax.data sudoku --hub --subsample 1000 --out data/sudoku-extreme-1k
-    python -m trm_jax.data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
+    python -m trm_jax data sudoku --hub --train 1000 --out data/sudoku-extreme-1k
+    python -m trm_jax data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
 """
 
 import pathlib
@@ -38,7 +38,7 @@ def get_config(variant: str = ""):
 def published():
     c = config_lib.default()
     c.data.path = "data/sudoku-extreme-1k"
-    c.data.make = "python -m trm_jax.data sudoku --hub --subsample 1000 --out data/sudoku-extreme-1k"
+    c.data.make.update(source="hub", train=1000)
     c.data.augment = True
 
     c.arch.recursion = "y_z"

@@ -14,11 +14,11 @@ well one tie-break is imitated; every evaluation reports the share of valid shor
 reason data.augment is off: a symmetry turns the tie-break with the maze. To train on any shortest path instead:
 --config.data.labels=random_path --config.data.augment.
 
-Data
+Data, made where they are missing
 
-    python -m trm_jax.data maze --hub --out data/maze-30x30-hard-1k
-    python -m trm_jax.data maze --generate --train 1000 --test 1000 --out data/maze-hard     the same, our own mazes
-    python -m trm_jax.data maze --generate --size 6x6 --single_path --train 60000 --test 1000 --out data/maze-6x6
+    python -m trm_jax data maze --hub --out data/maze-30x30-hard-1k
+    python -m trm_jax data maze --generate --train 1000 --test 1000 --out data/maze-hard     the same, our own mazes
+    python -m trm_jax data maze --generate --size 6x6 --single_path --train 60000 --test 1000 --out data/maze-6x6
 """
 
 from trm_jax import config as config_lib
@@ -40,7 +40,7 @@ def published():
     c = config_lib.default()
     c.data.puzzle = "maze"
     c.data.path = "data/maze-30x30-hard-1k"
-    c.data.make = "python -m trm_jax.data maze --hub --out data/maze-30x30-hard-1k"
+    c.data.make.source = "hub"
 
     c.arch.mlp_t = False
     c.arch.pos_encodings = "rope"
@@ -85,8 +85,7 @@ def quick(c):
     with one layer 20, with learned positions 2.
     """
     c.data.path = "data/maze-6x6"
-    c.data.make = ("python -m trm_jax.data maze --generate --size 6x6 --single_path --train 60000 --test 1000 "
-                   "--out data/maze-6x6")
+    c.data.make.update(source="generate", size=(6, 6), single_path=True, train=60_000, test=1000)
 
     c.arch.rope_theta = 100.0
     c.arch.rope_columns = 6

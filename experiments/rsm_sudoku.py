@@ -11,12 +11,12 @@ Variants (--config=experiments/rsm_sudoku.py:NAME)
     quick    steady at the size of a laptop CPU: generated 9x9 puzzles with 40 blanks, two minutes on two cores.
     quick_att  the attention form on 4x4 puzzles with 5 clues, made stable by its carry alone (half of the slots).
 
-Data
+Data, made where they are missing
 
-    python -m trm_jax.data sudoku --hub --out data/sudoku-extreme
-    python -m trm_jax.data sudoku --hub --subsample 1000 --out data/sudoku-extreme-1k
-    python -m trm_jax.data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
-    python -m trm_jax.data sudoku --generate --box 2x2 --clues 5 --train 20000 --test 1000 --out data/sudoku-4x4
+    python -m trm_jax data sudoku --hub --out data/sudoku-extreme
+    python -m trm_jax data sudoku --hub --train 1000 --out data/sudoku-extreme-1k
+    python -m trm_jax data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
+    python -m trm_jax data sudoku --generate --box 2x2 --clues 5 --train 20000 --test 1000 --out data/sudoku-4x4
 """
 
 from trm_jax import config as config_lib
@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
     c = published()
     if variant == "1k":
         c.data.path = "data/sudoku-extreme-1k"
-        c.data.make = "python -m trm_jax.data sudoku --hub --subsample 1000 --out data/sudoku-extreme-1k"
+        c.data.make.update(source="hub", train=1000)
         c.data.augment = True
         c.total_steps = 14_968
     elif variant == "steady":
@@ -48,7 +48,7 @@ def get_config(variant: str = ""):
 def published():
     c = config_lib.default()
     c.data.path = "data/sudoku-extreme"
-    c.data.make = "python -m trm_jax.data sudoku --hub --out data/sudoku-extreme"
+    c.data.make.source = "hub"
 
     c.arch.mlp_t = True
     c.arch.pos_encodings = "none"
@@ -94,7 +94,7 @@ def steady(c):
 def quick(c):
     """Sizes and rates from trials on two cores: large learning rate, short EMA, no prefix, hidden sizes as they are."""
     c.data.path = "data/sudoku-40"
-    c.data.make = "python -m trm_jax.data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40"
+    c.data.make.update(source="generate", clues=41, train=60_000, test=1000)  # 40 blanks
 
     c.arch.hidden_size = 96
     c.arch.mlp_hidden_size = 192
@@ -130,8 +130,7 @@ def quick(c):
 def quick_att(c):
     """Attention needs a lower rate, and positions that tell where a row ends: rotary ones are only relative."""
     c.data.path = "data/sudoku-4x4"
-    c.data.make = ("python -m trm_jax.data sudoku --generate --box 2x2 --clues 5 --train 20000 --test 1000 "
-                   "--out data/sudoku-4x4")
+    c.data.make.update(source="generate", box=(2, 2), clues=5, train=20_000, test=1000)
     c.deepen.carry_share = 0.5
 
     c.arch.mlp_t = False

@@ -17,11 +17,12 @@ The symmetries are in the dataset folder: a symmetry of a task is a puzzle with 
 published number of steps is from the mean number of examples of a puzzle, and a little lower where tasks of few colours
 have fewer symmetries; here it is that of the tasks. Checkpoints are ranked by pass@2 at the last of eval.H_test.
 
-Data (ARC-AGI-1 and ConceptARC in Kaggle's form, arc-agi_{training,evaluation,concept}_{challenges,solutions}.json)
+Data, made where they are missing (from ARC-AGI-1 and ConceptARC in Kaggle's form:
+kaggle/arc-agi_{training,evaluation,concept}_{challenges,solutions}.json)
 
-    python -m trm_jax.data arc --json_dir kaggle --subsets training,evaluation,concept --test_subset evaluation
+    python -m trm_jax data arc --json_dir kaggle --subsets training,evaluation,concept --test_subset evaluation
         --num_aug 1000 --out data/arc1-concept-aug-1000
-    python -m trm_jax.data arc --json_dir experiments/arc_quick --subsets training --test_subset training
+    python -m trm_jax data arc --json_dir experiments/arc_quick --subsets training --test_subset training
         --num_aug 3 --out data/arc-quick
 """
 
@@ -48,8 +49,8 @@ def on_arc1(c, variant: str):
     """Data, optimiser and evaluation, which all systems share."""
     c.data.puzzle = "arc"
     c.data.path = "data/arc1-concept-aug-1000"
-    c.data.make = ("python -m trm_jax.data arc --json_dir kaggle --subsets training,evaluation,concept "
-                   "--test_subset evaluation --num_aug 1000 --out data/arc1-concept-aug-1000")
+    c.data.make.update(source="arc_json", json_dir="kaggle", subsets=("training", "evaluation", "concept"),
+                       test_subset="evaluation", num_aug=1000, train=0)
     c.data.augment = False
 
     c.total_steps = 100_000 * 3988 // 768  # 100,000 epochs of 960 tasks with 3,988 training pairs
@@ -69,8 +70,7 @@ def on_arc1(c, variant: str):
 def quick(c):
     """Narrow and short, with a prefix of one. A canvas has 900 cells however small the grids are."""
     c.data.path = "data/arc-quick"
-    c.data.make = ("python -m trm_jax.data arc --json_dir experiments/arc_quick --subsets training "
-                   "--test_subset training --num_aug 3 --out data/arc-quick")
+    c.data.make.update(json_dir="experiments/arc_quick", subsets=("training",), test_subset="training", num_aug=3)
 
     c.arch.H_cycles = 1
     c.arch.L_cycles = 1

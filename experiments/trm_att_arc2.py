@@ -11,9 +11,10 @@ Variants (--config=experiments/trm_att_arc2.py:NAME)
 376 of the 400 evaluation tasks of ARC-AGI-1 are training tasks of ARC-AGI-2: a model of this recipe has no score on
 ARC-AGI-1.
 
-Data (ARC-AGI-2 in Kaggle's form, with the subsets named training2 and evaluation2)
+Data, made where they are missing (from ARC-AGI-2 in Kaggle's form, in
+kaggle/, with the subsets named training2 and evaluation2)
 
-    python -m trm_jax.data arc --json_dir kaggle --subsets training2,evaluation2,concept --test_subset evaluation2
+    python -m trm_jax data arc --json_dir kaggle --subsets training2,evaluation2,concept --test_subset evaluation2
         --num_aug 1000 --out data/arc2-concept-aug-1000
 """
 
@@ -31,7 +32,6 @@ def get_config(variant: str = ""):
     c = config_lib.experiment_file(pathlib.Path(__file__).with_name("trm_att_arc1.py")).get_config(variant)
     if variant != "quick":
         c.data.path = "data/arc2-concept-aug-1000"
-        c.data.make = ("python -m trm_jax.data arc --json_dir kaggle --subsets training2,evaluation2,concept "
-                       "--test_subset evaluation2 --num_aug 1000 --out data/arc2-concept-aug-1000")
+        c.data.make.update(subsets=("training2", "evaluation2", "concept"), test_subset="evaluation2")
         c.total_steps = 100_000 * 5573 // 768  # 100,000 epochs of 1,280 tasks with 5,573 training pairs
     return c

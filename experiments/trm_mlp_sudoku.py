@@ -10,10 +10,10 @@ Variants (--config=experiments/trm_mlp_sudoku.py:NAME)
 The paper trains for 60,000 epochs, its code for 50,000, as here. Deviation: the published data set has 1,000 shuffles
 of every puzzle, drawn beforehand; here every draw of a puzzle is a fresh one.
 
-Data
+Data, made where they are missing
 
-    python -m trm_jax.data sudoku --hub --subsample 1000 --out data/sudoku-extreme-1k
-    python -m trm_jax.data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
+    python -m trm_jax data sudoku --hub --train 1000 --out data/sudoku-extreme-1k
+    python -m trm_jax data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
 """
 
 from trm_jax import config as config_lib
@@ -35,7 +35,7 @@ def get_config(variant: str = ""):
 def published():
     c = config_lib.default()
     c.data.path = "data/sudoku-extreme-1k"
-    c.data.make = "python -m trm_jax.data sudoku --hub --subsample 1000 --out data/sudoku-extreme-1k"
+    c.data.make.update(source="hub", train=1000)
     c.data.augment = True
 
     c.arch.recursion = "y_z"
@@ -80,7 +80,7 @@ def published():
 def quick(c):
     """Sizes, rates and cost of rsm_sudoku:quick: half the layers, and a prefix of one for the halting head to read."""
     c.data.path = "data/sudoku-40"
-    c.data.make = "python -m trm_jax.data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40"
+    c.data.make.update(source="generate", clues=41, train=60_000, test=1000)  # 40 blanks
     c.data.augment = False
 
     c.arch.L_layers //= 2

@@ -173,7 +173,7 @@ def test_the_quick_ones_come_with_their_tasks(name, tmp_path, monkeypatch):
     monkeypatch.chdir(root)
     e = config.parse(config.from_file(f"experiments/{name}.py:quick"))
     e = config.with_fields(e, {"data.path": str(tmp_path / "quick")})
-    assert command.main(shlex.split(e.data.how_to_make)[3:]) == 0
+    assert command.main(shlex.split(e.data.how_to_make)[4:]) == 0
     data = Dataset.load(e)
     assert (data.train.num_groups, data.test.num_examples, data.shape.num_puzzle_identifiers) == (6, 24, 25)
     named = (root / "experiments/arc_quick/README.md").read_text()

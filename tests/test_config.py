@@ -1,6 +1,7 @@
 """The config door: what is refused, by which name, and that what comes through comes back."""
 
 import json
+import re
 
 import pytest
 from ml_collections import ConfigDict
@@ -65,6 +66,14 @@ BAD = [
     ({"global_batch_size": 0}, "global_batch_size = 0: must be at least 1"),
     ({"seed": -1}, "seed = -1: must not be negative"),
     ({"seed": 2**32}, "seed = 4294967296: must be under 2**32"),
+    ({"data__make__source": "generate", "data__make__num_aug": 3},
+     "data.make.num_aug = 3: has no meaning with data.make"),
+    ({"data__make__source": "csv"}, "data.make.csv = '': is needed with data.make.source = 'csv'"),
+    ({"data__make__source": "arc_json"}, "data.make.source = 'arc_json': is not for data.puzzle = 'sudoku'"),
+    ({"data__make__box": [3]}, "data.make.box = (3,): must be rows and columns"),
+    ({"data__make__train": -1}, "data.make.train = -1: must not be negative"),
+    ({"epochs": 2**63}, "epochs = 9223372036854775808: must be at most"),
+    ({"lr": 10**400}, "must be finite"),
     # The tail starts where the curriculum stands, which may grow past it.
     ({"deepen__tail_prob": 0.1, "deepen__tail_max_H": 4, "curriculum_milestones": [50.0],
       "curriculum_heads_to_add": [3]}, "deepen.tail_max_H = 4: must be at least"),
@@ -117,7 +126,7 @@ def test_convenient_spellings_are_taken_as_meant():
 def test_differences_are_those_that_change_the_run():
     old = config.to_json(Experiment())
     new = changed(lr=2e-3, arch__hidden_size=256, eval__H_test=[2], eval__batch_size=3, log__interval_steps=1,
-                  checkpoint__keep_last=9, data__make="make it", data__path="data/other")
+                  checkpoint__keep_last=9, data__make__source="hub", data__path="data/other")
     assert config.differences(old, new) == {"lr": (1e-3, 2e-3), "arch.hidden_size": (512, 256),
                                             "data.path": ("data/sudoku", "data/other")}
     assert config.differences(old, old) == {}
@@ -126,5 +135,50 @@ def test_differences_are_those_that_change_the_run():
 
 
 def test_the_command_for_a_missing_dataset_makes_the_folder_that_is_missing():
-    data = config.Data(path="my data/x", make="python -m trm_jax.data sudoku --generate --out data/sudoku-40")
-    assert data.how_to_make == "python -m trm_jax.data sudoku --generate --out 'my data/x'"
+    made = config.Make(source="generate", box=(2, 3), clues=9)
+    assert config.Data(path="my data/x", make=made).how_to_make == (
+        "python -m trm_jax data sudoku --generate --box 2x3 --clues 9 --out 'my data/x'")
+    assert config.Data(path="data/x").how_to_make == "python -m trm_jax data sudoku --help"
+
+
+@pytest.mark.parametrize("text, made", [
+    ("sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40",
+     {"source": "generate", "clues": 41, "train": 60_000, "test": 1000}),
+    ("sudoku --generate --box 2x2 --clues 5 --train 20000 --out x",
+     {"source": "generate", "box": (2, 2), "clues": 5, "train": 20_000}),
+    ("sudoku --hub --subsample 1000 --out x", {"source": "hub", "train": 1000}),
+    ("maze --generate --size 6x6 --single_path --out x", {"source": "generate", "size": (6, 6), "single_path": True}),
+    ("arc --json_dir kaggle --subsets training,concept --test_subset training --num_aug 3 --out x",
+     {"source": "arc_json", "json_dir": "kaggle", "subsets": ("training", "concept"), "test_subset": "training",
+      "num_aug": 3}),
+    ("by hand, 'somehow", {})])
+def test_the_command_in_configs_of_old_is_read_as_what_it_makes(text, made):
+    puzzle = text.split()[0] if made else "sudoku"
+    e = config.parse({"data": {"puzzle": puzzle, "make": f"python -m trm_jax.data {text}"}})
+    assert e.data.make == config.Make(**made)
+    assert "data.make" not in config.differences({"data": {"make": text}}, config.to_json(e))
+
+
+def test_experiment_files_are_looked_at_before_they_are_run(tmp_path):
+    ran = tmp_path / "ran"
+    for name, text, says in [
+            ("a.py", f"open({str(ran)!r}, 'w')\n", "does not define get_config"),
+            ("b.py", f"open({str(ran)!r}, 'w')\ndef get_config(:\n", "is not Python"),
+            ("c.txt", f"open({str(ran)!r}, 'w')\ndef get_config():\n    pass\n", "must end in .py"),
+            ("d.py", "def get_config():\n    return 3\n", "must return a ConfigDict, returned int"),
+            ("e.py", "def get_config():\n\n    return 1 / 0\n", "e.py, line 3: ZeroDivisionError: division by zero"),
+            ("f.py", "import nowhere_at_all\nget_config = 3\n", "f.py, line 1: ModuleNotFoundError")]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+            config.from_file(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+    assert not ran.exists()
+
+
+def test_names_of_experiments_and_of_their_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.load("rsm_sudoku:quick") == config.load("experiments/rsm_sudoku.py:quick")
+    assert config.run_name("experiments/rsm_sudoku.py:quick") == "rsm_sudoku-quick"
+    assert config.run_name("rsm_sudoku") == "rsm_sudoku"
+    assert config.run_name("trm_ablations_sudoku:no_ema:quick") == "trm_ablations_sudoku-no_ema-quick"
+    assert config.shipped("experiments/arc_quick").is_dir()

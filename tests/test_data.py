@@ -49,7 +49,7 @@ def error_of(capsys, *argv, command="sudoku"):
     except SystemExit as stop:  # argparse
         code = stop.code
     out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith("reading ")]
+    lines = [line for line in err.splitlines() if not line.startswith(("reading ", "downloading "))]
     assert code == 2 and out == "" and len(lines) == 1, (code, out, err)
     return lines[0]
 
@@ -391,10 +391,10 @@ def test_user_errors_are_one_line(files, capsys):
         (["--csv", files / "none.csv", "--test_csv", files / "test.csv", "--out", out], "none.csv cannot be read"),
         (["--csv", files / "train.csv", "--out", out], "--csv needs --test_csv too"),
         (["--generate", "--out", out, "--num_aug", 0], "--num_aug has no meaning with --generate"),
-        ([*imported, "--train", 5], "--train has no meaning with --csv"),
+        ([*imported, "--clues", 5], "--clues has no meaning with --csv"),
         ([*imported, "--subsample", 31], "cannot keep 31 puzzles of 30"),
         ([*imported, "--min_rating", 99], "no puzzle is rated 99 or more"),
-        ([*imported, "--subsample", "many"], "--subsample: 'many' must be an integer of at least 1"),
+        ([*imported, "--subsample", "many"], "--train: 'many' must be a whole number of at least 1"),
         (["--generate", "--out", out, "--box", "2by2"], "is no box shape"),
         (["--generate", "--out", out, "--clues", 2, "--train", 2], "2 clues are impossible"),
         (["--generate", "--out", files, "--train", 2], "is not a dataset folder; it is left alone"),
@@ -406,9 +406,6 @@ def test_user_errors_are_one_line(files, capsys):
 
 
 def test_hub(files, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install 'trm_jax[hub]'" in error_of(capsys, "--hub", "--out", files / "hub")
-
     def hf_hub_download(repo, filename, repo_type):
         assert (repo, repo_type) == ("sapientinc/sudoku-extreme", "dataset")
         return str(files / filename)
@@ -422,7 +419,13 @@ def test_hub(files, capsys, monkeypatch):
         raise ConnectionError("no route\nsecond line")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=offline))
-    assert "could not be downloaded (ConnectionError: no route)" in error_of(capsys, "--hub", "--out", files / "hub2")
+    capsys.readouterr()
+    assert run("--hub", "--out", files / "hub2", "--train", 7) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "could not be downloaded (ConnectionError: no route)" in err
+    ways = [line.split() for line in err.splitlines() if line.startswith("    ")]
+    assert len(ways) == 3 and run(*ways[2][5:], "--test", 2) == 0  # of 2x2, as was asked
+    assert dataset.load(files / "hub2-generated", "train").num_examples == 7
 
 
 def test_help_names_the_commands(capsys):
@@ -453,4 +456,4 @@ def test_notes_that_are_not_ours(files, capsys, file, content, says):
     run("--csv", files / "train.csv", "--test_csv", files / "test.csv", "--out", files / "out")
     (files / "out" / file).write_text(content)
     capsys.readouterr()
-    assert says in error_of(capsys, "bench", "--path", files / "out", "--seconds", "0", command="")
+    assert says in error_of(capsys, "bench", "--path", files / "out", "--seconds", "0.01", command="")

@@ -7,16 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 from tests import tiny
-from trm_jax import config, main
+from trm_jax import config
 from trm_jax.data import pipeline
 from trm_jax.data.dataset import DatasetError
 from trm_jax.data.loading import Dataset
@@ -221,83 +219,6 @@ def test_ema_follows_its_definition(data):
                                 jax.device_get(state.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), jax.device_get(state.ema),
                  expected)
-
-
-# What cannot run says so, in words of one line or a list, and exits 2.
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    """Runs main with a config and flags in this process; it must exit with 2. Returns what it said."""
-    def run(e, *more, workdir="run"):
-        args = command(tmp_path, e, tmp_path / workdir, *more)[2:]
-        monkeypatch.setattr(sys, "argv", args)  # ml_collections looks there for the fields that are set
-        flags.FLAGS.unparse_flags()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the way in which ml_collections loads the file
-            flags.FLAGS(args)
-        assert main.main(args[:1]) == 2
-        return capsys.readouterr().err.removesuffix("\n")
-    return run
-
-
-def test_batch_that_the_devices_cannot_share(data, tmp_path):
-    e = tiny.experiment(data, global_batch_size=12)
-    done = subprocess.run(command(tmp_path, e, tmp_path / "run"), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == ("error: global_batch_size=12 must be a multiple of the number of devices, 8; "
-                           "the nearest that work: 8 and 16\n")
-    assert not (tmp_path / "run").exists()
-
-
-def test_workdir_of_another_config(data, everything, uninterrupted, cli):
-    other = tiny.experiment(data, **tiny.merge(EVERYTHING, {"lr": 0.5, "arch": {"hidden_size": 12}}))
-    message = cli(other, workdir=uninterrupted[0])
-    assert message.startswith("error: ") and "belongs to a run with another config" in message
-    assert "lr: the run has 0.01, now 0.5" in message and "arch.hidden_size: the run has 8, now 12" in message
-    assert len(message.splitlines()) == 4
-
-
-def test_missing_dataset(data, cli):
-    e = tiny.experiment("nowhere/data", data={"make": "python -m trm_jax.data sudoku --hub --out nowhere/data"})
-    assert cli(e) == ("error: there is no dataset folder nowhere/data; make it with: "
-                      "python -m trm_jax.data sudoku --hub --out nowhere/data")
-
-
-def test_batch_larger_than_the_dataset(data, cli):
-    message = cli(tiny.experiment(data, global_batch_size=128))
-    assert message.startswith("error: the training set has 64 groups") and len(message.splitlines()) == 1
-
-
-def test_a_folder_that_cannot_be_made(data, tmp_path, cli):
-    (tmp_path / "file").write_text("")
-    message = cli(tiny.experiment(data), workdir="file/run")
-    assert message.startswith("error: ") and str(tmp_path / "file") in message and len(message.splitlines()) == 1
-
-
-@pytest.mark.parametrize("flags_, says", [
-    (["--config=nowhere.py", "--mode=describe"], "nowhere.py"),
-    (["--config=experiments/rsm_sudoku.py", "--mode=describe", "--config.arch.hidden_siz=3"],
-     "no field 'hidden_siz' Did you mean \"hidden_size\""),
-    (["--config=experiments/rsm_sudoku.py", "--mode=describe", "--config.nonsense=3"], "no field 'nonsense'")])
-def test_mistyped_commands(flags_, says):
-    done = subprocess.run([sys.executable, "-m", "trm_jax.main", *flags_], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and says in done.stderr and "Traceback" not in done.stderr
-
-
-def test_too_few_epochs_for_a_step(data, cli):
-    assert "make no step" in cli(tiny.experiment(data, total_steps=0, epochs=1, global_batch_size=128))
-
-
-def test_evaluating_an_untrained_workdir(data, cli):
-    message = cli(tiny.experiment(data), "--mode=evaluate")
-    assert message.startswith("error: ") and len(message.splitlines()) == 1
-
-
-def test_impossible_config_from_the_command_line(data, cli):
-    message = cli(tiny.experiment(data), "--config.arch.H_cycles=0", "--config.arch.prob_detach_prev_H=90.0")
-    assert "arch.H_cycles = 0: must be at least 2" in message and "not percent" in message
 
 
 def test_what_is_refused_leaves_no_folder_behind(tmp_path):

@@ -1,64 +1,125 @@
-"""python -m trm_jax.main --config=experiments/rsm_sudoku.py:quick --workdir=runs/quick
+"""python -m trm_jax.main --config=experiments/rsm_sudoku.py
 
-Trains and evaluates a config; the same command continues a run that was interrupted.
+Trains and evaluates a config; the same command continues a run that was interrupted. A dataset that is missing is made
+first, as data.make in the config says. Fields of the config are set by --config.FIELD=VALUE:
+
+    python -m trm_jax.main --config=rsm_sudoku:quick --config.lr=0.001 --config.eval.H_test=16,64 --workdir=runs/mine
 """
 
-import sys
+from __future__ import annotations
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+import shlex
+import sys
+from collections.abc import Sequence
 
 from trm_jax import config
-from trm_jax.jobs import evaluate, pool, train
-from trm_jax.reports import describe
-from trm_jax.runtime import distributed, errors
+from trm_jax.data import making
+from trm_jax.runtime import arguments
+from trm_jax.runtime.errors import guarded
 
-FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "Experiment file, with a variant after a colon: "
-                                "experiments/rsm_sudoku.py:quick. Fields are set by --config.FIELD=VALUE.")
-flags.DEFINE_string("workdir", None, "Folder of the run: config, checkpoints, metrics, evaluations.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "pool", "describe"],
-                  "train: train and evaluate, from the last checkpoint if there is one. evaluate: evaluate the best "
-                  "checkpoint. pool: ARC, evaluate every kept checkpoint and vote with all of them together. "
-                  "describe: parameters, FLOPs, memory and curriculum, without training.")
-flags.DEFINE_string("weights", None, "With --mode=evaluate: a file of `python -m trm_jax.weights`, evaluated instead "
-                    "of the run's best checkpoint; the result still goes to --workdir.")
-flags.DEFINE_string("compilation_cache", distributed.COMPILED,
-                    "Folder that keeps compiled programs between runs; empty: none.")
-flags.mark_flag_as_required("config")
+MODES = {
+    "train": "train and evaluate, from the last checkpoint if there is one",
+    "evaluate": "evaluate the best checkpoint of the run, or --weights",
+    "pool": "ARC: evaluate every kept checkpoint and vote with all of them together",
+    "describe": "parameters, FLOPs, memory and curriculum, without training",
+}
 
 
-def main(argv: list[str]) -> int:
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # at absl's default jax logs its housekeeping
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    if FLAGS.mode != "describe" and not FLAGS.workdir:
-        raise app.UsageError(f"--mode={FLAGS.mode} needs --workdir")
-    if FLAGS.weights and FLAGS.mode != "evaluate":
-        raise app.UsageError(f"--weights goes with --mode=evaluate, not --mode={FLAGS.mode}")
-    return errors.guarded(_run, interrupted="the same command continues from the last checkpoint")
+def main(argv: Sequence[str] | None = None, mode: str = "") -> int:
+    """Args: mode: as which command of `python -m trm_jax` it was called; "": by --mode."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    words, fields = split_fields(argv)
+    parser = arguments.Parser(f"python -m trm_jax {mode}" if mode else "python -m trm_jax.main", __doc__)
+    parser.add_argument("--config", required=True, metavar="NAME", type=arguments.text,
+                        help="experiment, by name or file, with its variant after a colon: rsm_sudoku:quick")
+    parser.add_argument("--config.FIELD", metavar="VALUE", help="set a field of it; lists with commas; repeatable")
+    if not mode:
+        parser.add_argument("--mode", choices=tuple(MODES), default="train",
+                            help="; ".join(f"{name}: {does}" for name, does in MODES.items()))
+    parser.add_argument("--workdir", metavar="RUN", type=arguments.text, help="folder of the run: config, checkpoints, "
+                        "metrics, evaluations (runs/NAME-VARIANT)")
+    parser.add_argument("--weights", metavar="SOURCE", type=arguments.text, help="to evaluate instead of the run's "
+                        "best checkpoint: a name, a file or the folder of a run; the result still goes to --workdir")
+    parser.add_argument("--make_data", type=arguments.boolean, default=True, metavar="BOOL",
+                        help="make the dataset, by generating or downloading, if it is missing (True)")
+    arguments.add_cache(parser, "~/.cache/trm_jax/compiled")
+    args = parser.parse_args(words)
+    mode = mode or args.mode
+    if args.weights and mode != "evaluate":
+        parser.error(f"--weights is for evaluating, not to {mode}")
+
+    def run() -> None:
+        experiment = config.load(args.config, fields)
+        if mode == "describe":
+            from trm_jax.reports import describe
+            return print(describe.describe(experiment))
+        workdir = args.workdir or f"runs/{config.run_name(args.config)}"
+        again = f"{parser.prog} {shlex.join(argv)}" if args.make_data else None
+        _run(experiment, mode, workdir, not args.workdir, args.weights, again, args.compilation_cache)
+    return guarded(run, interrupted="the same command continues from the last checkpoint")
 
 
-def _run() -> None:
-    experiment = config.parse(FLAGS.config)
-    if FLAGS.mode == "describe":
-        return print(describe.describe(experiment))
+def train(argv: Sequence[str] | None = None) -> int:
+    return main(argv, "train")
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    return main(argv, "evaluate")
+
+
+def pool(argv: Sequence[str] | None = None) -> int:
+    return main(argv, "pool")
+
+
+def describe(argv: Sequence[str] | None = None) -> int:
+    return main(argv, "describe")
+
+
+def _run(experiment: config.Experiment, mode: str, workdir: str, is_default: bool, weights: str | None,
+         again: str | None, cache: str) -> None:
+    """again: the command that was given, where it may make the dataset; None: it may not."""
+    from absl import logging
+
+    from trm_jax.jobs.evaluate import evaluate as evaluate_run  # jax takes a while, and usage errors need not wait
+    from trm_jax.jobs.evaluate import evaluate_file
+    from trm_jax.jobs.pool import pool as pool_run
+    from trm_jax.jobs.train import train as train_run
+    from trm_jax.runtime import distributed
+    logging.set_verbosity(logging.WARNING)  # at absl's default jax logs its housekeeping
     distributed.initialize()
-    distributed.enable_compilation_cache(FLAGS.compilation_cache)
-    if FLAGS.weights:
-        evaluate.evaluate_file(experiment, FLAGS.workdir, FLAGS.weights)
+    distributed.enable_compilation_cache(cache)
+    if distributed.is_primary():
+        if is_default:
+            making.say(f"run folder: {workdir} (--workdir says another)")
+        if again is not None:
+            making.ensure(experiment.data, again)
+    distributed.barrier("dataset")
+    if weights:
+        evaluate_file(experiment, workdir, weights)
     else:
-        {"train": train.train, "evaluate": evaluate.evaluate, "pool": pool.pool}[FLAGS.mode](experiment,
-                                                                                                FLAGS.workdir)
+        {"train": train_run, "evaluate": evaluate_run, "pool": pool_run}[mode](experiment, workdir)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # ml_collections', with a KeyError in it, for a field that is not there
-        sys.exit("error: --config has no field " + " ".join(getattr(error.args[0], "args", error.args)[0].split()))
+def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(what is left of the command line, ["FIELD=VALUE", ...]).
+
+    Fields are written --config.FIELD=VALUE or --config.FIELD VALUE; --config.FIELD alone is True, --noconfig.FIELD
+    False.
+    """
+    words, fields, rest = [], [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--noconfig."):
+            fields.append(f"{word.removeprefix('--noconfig.')}=False")
+        elif not word.startswith("--config."):
+            words.append(word)
+        else:
+            name, equals, value = word.removeprefix("--config.").partition("=")
+            if not equals:
+                value = "True" if not rest or rest[0].startswith("--") else rest.pop(0)
+            fields.append(f"{name}={value}")
+    return words, fields
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    sys.exit(main())

@@ -8,7 +8,6 @@ Field names are those of the published code where there is one, so that a publis
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
 from typing import Literal
 
@@ -78,10 +77,46 @@ class Deepen:
 
 
 @dataclasses.dataclass(frozen=True)
+class Make:
+    """How the dataset folder is made where it is missing (data/making.py): the options of `python -m trm_jax data`."""
+
+    # generate: new puzzles. hub: the official files. csv: files of your own. arc_json: ARC's tasks. "": not by us.
+    source: Literal["", "generate", "hub", "csv", "arc_json"] = ""
+    train: int = 0  # training puzzles to generate, or to keep of a file (a seeded sample); 0: the usual number, or all
+    test: int = 0
+    seed: int = 0  # of everything random here
+    box: tuple[int, ...] = (3, 3)  # Sudoku: rows and columns of a box
+    clues: int = 0  # Sudoku, generated: clues of a puzzle; 0: minimal, no clue can be spared
+    size: tuple[int, ...] = (30, 30)  # maze: rows and columns
+    min_length: int = -1  # maze, generated: the shortest path is longer. -1: than 110 at 30x30, and as much a cell
+    single_path: bool = False  # maze, generated: with only one shortest path
+    csv: str = ""  # training file: source,question,answer,rating, plain or .gz
+    test_csv: str = ""
+    min_rating: int = 0  # csv and hub: keep puzzles that are rated so or more
+    num_aug: int = 0  # csv and hub, Sudoku: shuffles beside each training puzzle. ARC: symmetries beside each task
+    json_dir: str = ""  # ARC: folder of PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json
+    prefix: str = "arc-agi"
+    subsets: tuple[str, ...] = ()  # ARC: whose tasks are learned from
+    test_subset: str = ""  # ARC: one of them, whose test pairs are the test
+    no_test_solutions: bool = False  # ARC: the test subset has no file of solutions
+
+
+# source -> puzzle -> the fields that mean something there.
+MAKE_FIELDS = {
+    "generate": {"sudoku": ("train", "test", "seed", "box", "clues"),
+                 "maze": ("train", "test", "seed", "size", "min_length", "single_path")},
+    "hub": {"sudoku": ("train", "test", "seed", "box", "min_rating", "num_aug"),
+            "maze": ("train", "test", "seed", "size", "min_rating")},
+    "csv": {"sudoku": ("csv", "test_csv", "train", "test", "seed", "box", "min_rating", "num_aug"),
+            "maze": ("csv", "test_csv", "train", "test", "seed", "size", "min_rating")},
+    "arc_json": {"arc": ("json_dir", "prefix", "subsets", "test_subset", "no_test_solutions", "num_aug", "seed")}}
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     puzzle: str = "sudoku"  # the domain, by name: sudoku, maze, arc, or another (see puzzles/domain.py)
-    path: str = "data/sudoku"  # dataset folder, as `python -m trm_jax.data` writes it
-    make: str = ""  # the command that makes the folder, shown when it is missing
+    path: str = "data/sudoku"  # dataset folder, as `python -m trm_jax data` writes it
+    make: Make = Make()
     augment: bool = False  # a fresh symmetry of every training puzzle each time it is drawn; ARC's are in the folder
     # fixed: the labels of the dataset. random_path: of every training maze a shortest path, drawn uniformly each time
     # it is drawn; exact match then means little, and the best checkpoint is the one with most shortest paths.
@@ -89,8 +124,20 @@ class Data:
 
     @property
     def how_to_make(self) -> str:
-        """The command that makes the folder at `path`, wherever `make` would put it."""
-        return re.sub(r"--out[ =]\S+", lambda _: f"--out {shlex.quote(self.path)}", self.make)
+        """The command that makes the folder at `path`."""
+        m, words = self.make, ["python", "-m", "trm_jax", "data", self.puzzle]
+        if not m.source:
+            return shlex.join([*words, "--help"])
+        if m.source in ("generate", "hub"):
+            words.append(f"--{m.source}")
+        for name in MAKE_FIELDS[m.source].get(self.puzzle, ()):
+            value = getattr(m, name)
+            if value == getattr(Make, name):
+                continue
+            if isinstance(value, tuple):
+                value = ("x" if name in ("box", "size") else ",").join(map(str, value))
+            words += [f"--{name}"] + ([] if value is True else [str(value)])
+        return shlex.join([*words, "--out", self.path])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from trm_jax import puzzles
-from trm_jax.config.fields import Experiment
+from trm_jax.config.fields import MAKE_FIELDS, Experiment, Make
 
 
 def _impossible(e: Experiment) -> list[str]:
@@ -34,6 +34,7 @@ def _impossible(e: Experiment) -> list[str]:
     for name in ("arch.prob_detach_prev_H", "arch.halt_exploration_prob", "deepen.carry_share",
                  "deepen.carry_keep_prob", "deepen.tail_prob", "lr_min_ratio"):
         need(0 <= get(name) <= 1, name, "is a share, from 0 to 1 (not percent)")
+    need(e.total_steps < 2**31, "total_steps", "must be under 2**31: steps are counted in 32 bits")
     need(e.seed < 2**32, "seed", "must be under 2**32: jax would drop the digits above")
     for name in ("beta1", "beta2", "ema_rate"):
         need(0 <= getattr(e, name) < 1, name, "must be at least 0 and under 1")
@@ -41,6 +42,7 @@ def _impossible(e: Experiment) -> list[str]:
     need(e.arch.expansion > 0, "arch.expansion", "must be positive")
     need(e.arch.rms_norm_eps > 0, "arch.rms_norm_eps", "must be positive")
     _impossible_attention(e, need)
+    _impossible_make(e, need)
     if e.arch.puzzle_emb_ndim == 0:
         need(e.arch.puzzle_emb_len == 0, "arch.puzzle_emb_len",
              "must be 0 when arch.puzzle_emb_ndim = 0 (there is no prefix)")
@@ -81,6 +83,26 @@ def _impossible_puzzle(e: Experiment, faults: list[str], need) -> None:
          f"must be 0: {name} has no rules to verify an answer by")
     need(e.eval.restarts < 2 or e.eval.vary != "symmetry" or domain.has_symmetries, "eval.vary",
          f"must be 'start' or 'cycle' for data.puzzle = {name!r}: it {domain.no_symmetries}")
+
+
+def _impossible_make(e: Experiment, need) -> None:
+    made = e.data.make
+    for name in ("train", "test", "seed", "clues", "min_rating", "num_aug"):
+        need(getattr(made, name) >= 0, f"data.make.{name}", "must not be negative")
+    need(made.min_length >= -1, "data.make.min_length", "must be at least 0, or -1 for the usual length")
+    for name in ("box", "size"):
+        sides = getattr(made, name)
+        need(len(sides) == 2 and min(sides) >= 1, f"data.make.{name}", "must be rows and columns, at least 1 of each")
+    if not made.source:
+        return
+    used = MAKE_FIELDS[made.source].get(e.data.puzzle)
+    need(used is not None, "data.make.source", f"is not for data.puzzle = {e.data.puzzle!r}")
+    for name in vars(made) if used is not None else ():
+        need(name in ("source", *used) or getattr(made, name) == getattr(Make, name), f"data.make.{name}",
+             f"has no meaning with data.make.source = {made.source!r}")
+    required = {"csv": ("csv", "test_csv"), "arc_json": ("json_dir", "subsets", "test_subset")}
+    for name in required.get(made.source, ()):
+        need(bool(getattr(made, name)), f"data.make.{name}", f"is needed with data.make.source = {made.source!r}")
 
 
 def no_cudnn(head: int, forward_dtype: str) -> str:

@@ -102,9 +102,9 @@ def entries(names: Sequence[str], changes: dict[str, Any], out: Path) -> list[En
         made.append(Entry(label, experiment, out / label.replace(":", "-")))
     if twice := sorted({entry.name for entry in made if sum(entry.name == e.name for e in made) > 1}):
         raise CompareError(f"--configs has {', '.join(twice)} more than once")
-    first = dataclasses.replace(made[0].experiment.data, make="")
+    first = dataclasses.replace(made[0].experiment.data, make=config.Make())
     for entry in made[1:]:
-        data = dataclasses.replace(entry.experiment.data, make="")
+        data = dataclasses.replace(entry.experiment.data, make=config.Make())
         if data != first:
             differ = [f"data.{f.name} ({getattr(first, f.name)!r} and {getattr(data, f.name)!r})"
                       for f in dataclasses.fields(data) if getattr(data, f.name) != getattr(first, f.name)]

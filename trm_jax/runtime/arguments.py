@@ -33,10 +33,8 @@ def plain(text: str) -> str:
 
 def option(parser: Any, name: str, *aliases: str, **how: Any) -> None:
     """Adds an option. `aliases` are its older names: they still work, and --help does not show them."""
-    parser.add_argument(name, **how)
-    for alias in aliases:
-        parser.add_argument(alias, **how | {"dest": name.lstrip("-"), "help": argparse.SUPPRESS,
-                                            "default": argparse.SUPPRESS})
+    action = parser.add_argument(name, *aliases, **how)
+    action.option_strings = [name]  # what help and errors call it; all the names are known to the parser by now
 
 
 # Types, for `type=` of an option.
