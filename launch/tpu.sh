@@ -17,13 +17,14 @@
 #   --share HOST:/PATH   an NFS share (Filestore), /mnt/shared on the workers: WORKDIR and data must be seen by all
 #   --runtime V          default tpu-ubuntu2204-base; the software of the machines
 #   --spot               may be taken away at any time
+#   --port N             of worker 0, for the others to meet at (default 8476)
 #   --zone Z, --project P   default: gcloud's own
 #   --dry-run            print the commands instead; nothing is asked of gcloud
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh
 
-type="" share=none runtime=tpu-ubuntu2204-base dry_run="" place=() create=()
+type="" share=none runtime=tpu-ubuntu2204-base port=8476 dry_run="" place=() create=()
 case "${1:-}" in
   -h|--help) usage; exit ;;
   create|install|stage|start|status|logs|stop|delete|resume) task="$1"; shift ;;
@@ -48,6 +49,7 @@ while [ $# -gt 0 ]; do
     --type) type="$value" ;;
     --share) [[ "$value" == ?*:/* ]] || die "--share=$value: HOST:/PATH was expected"; share="$value" ;;
     --runtime) runtime="$value" ;;
+    --port) [[ "$value" =~ ^[0-9]+$ ]] || die "--port=$value must be a number"; port="$value" ;;
     --zone|--project) place+=("$name=$value") ;;
     *) die "unknown option $name; see bash launch/tpu.sh --help" ;;
   esac
@@ -108,7 +110,7 @@ start_all() {  # CONFIG WORKDIR FLAGS...
   else
     addresses="$(vm describe "$NAME" "--format=value(networkEndpoints[].ipAddress)")"
   fi
-  on all start "$NAME" "$addresses" "$2" "--config=$1" "${@:3}"
+  on all start "$NAME" "$port" "$addresses" "$2" "--config=$1" "${@:3}"
 }
 
 say() { echo "$NAME: $1" >&2; }

@@ -2,7 +2,7 @@
 # What launch/tpu.sh does on each worker of a TPU slice, in the folder of the project there.
 #
 #   tpu-worker.sh install SHARE     packages of the system, the shared disk, the virtual environment
-#   tpu-worker.sh start NAME ADDRESSES WORKDIR [FLAGS OF trm_jax.main]
+#   tpu-worker.sh start NAME PORT ADDRESSES WORKDIR [FLAGS OF trm_jax.main]
 #   tpu-worker.sh status NAME       prints: none, running, or ended CODE
 #   tpu-worker.sh stop NAME         asks it to save and end
 set -euo pipefail
@@ -27,11 +27,11 @@ case "$task" in
     if is_running; then die "$name is running already"; fi
     number="$(curl -sf -H 'Metadata-Flavor: Google' \
       http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)"
-    IFS=';' read -r -a addresses <<<"$3"
-    export JAX_COORDINATOR_ADDRESS="${addresses[0]}:8476" JAX_NUM_PROCESSES="${#addresses[@]}" JAX_PROCESS_ID="$number"
-    mkdir -p "$4"
+    IFS=';' read -r -a addresses <<<"$4"
+    export JAX_COORDINATOR_ADDRESS="${addresses[0]}:$3" JAX_NUM_PROCESSES="${#addresses[@]}" JAX_PROCESS_ID="$number"
+    mkdir -p "$5"
     rm -f "$state.code"
-    log="$4/worker-$number.log"
+    log="$5/worker-$number.log"
     echo "$log" >"$state.log"
     # In a session of its own, as this one ends; the process that is told to stop is Python itself.
     # shellcheck disable=SC2016  # expanded by that shell
@@ -42,7 +42,7 @@ case "$task" in
       echo $! >"$state.pid"
       wait $! && code=0 || code=$?
       echo "$code" >"$state.code"
-    ' run "$state" "$log" .venv/bin/python -m trm_jax.main "--workdir=$4" "${@:5}" \
+    ' run "$state" "$log" .venv/bin/python -m trm_jax.main "--workdir=$5" "${@:6}" \
       >/dev/null 2>&1 </dev/null & ;;
   status)
     if [ -e "$state.code" ]; then echo "ended $(cat "$state.code")"
