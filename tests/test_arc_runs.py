@@ -96,6 +96,7 @@ def test_a_network_that_answers_as_the_labels_do_scores_1(folder, tmp_path):
         for pair, attempts in zip(puzzles[task]["test"], tests, strict=True):
             pair["output"] = attempts["attempt_1"]
     shutil.copytree(folder, tmp_path / "theirs")
+    (tmp_path / "theirs" / "checksums.json").unlink()
     (tmp_path / "theirs" / "test_puzzles.json").write_text(json.dumps(puzzles))
     e = dataclasses.replace(system.experiment, data=dataclasses.replace(system.experiment.data,
                                                                         path=str(tmp_path / "theirs")))
@@ -198,6 +199,7 @@ def test_augmentation_on_the_fly_is_refused_by_name(folder):
 ])
 def test_a_folder_that_cannot_be_voted_on_is_refused_before_training(folder, tmp_path, file, change, message):
     shutil.copytree(folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "checksums.json").unlink()
     path = tmp_path / "damaged" / file
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     e = experiment(tmp_path / "damaged")

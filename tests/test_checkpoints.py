@@ -4,11 +4,13 @@ import gc
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trm_jax import config as config_lib
-from trm_jax.runtime.checkpoints import Checkpointer, CheckpointError
+from trm_jax.runtime.checkpoints import Checkpointer, CheckpointError, DamagedError, NotFiniteError
 from trm_jax.training.run_folder import claim, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,17 +108,25 @@ def test_state_may_be_donated_right_after_save(tmp_path):
         np.testing.assert_array_equal(np.asarray(restored[name]), value)
 
 
+def save(saver: Checkpointer, step: int, state, position, score: float | None = None):
+    saver.save(step, state, position)
+    if score is not None:
+        saver.record(step, {"exact_accuracy": score})
+
+
 def test_keeps_the_last_and_the_best_across_a_resume(tmp_path):
     state = make_state()
     with writer(tmp_path) as saver:
         for step, score in ((1, 0.5), (2, 0.9), (3, None)):
-            saver.save(step, state, {}, None if score is None else {"exact_accuracy": score})
+            save(saver, step, state, {}, score)
     with writer(tmp_path) as saver:
         for step, score in ((4, float("nan")), (5, 0.1), (6, None)):
-            saver.save(step, state, {}, None if score is None else {"exact_accuracy": score})
+            save(saver, step, state, {}, score)
         saver.wait()
         assert saver.steps() == [2, 5, 6]
         assert (saver.latest_step(), saver.best_step()) == (6, 2)
+        assert saver.best_first() == [2, 5, 6]
+        assert [saver.is_evaluated(step) for step in (2, 5, 6)] == [True, True, False]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "5", "6"]
 
 
@@ -130,8 +141,30 @@ def test_saving_a_step_twice_changes_nothing(tmp_path):
 
 def test_best_metric_that_is_not_measured_is_refused(tmp_path):
     with writer(tmp_path, best_metric="exact_acuracy") as saver:
+        saver.save(1, make_state(), {})
         with pytest.raises(CheckpointError, match=r"'exact_acuracy' is not measured; there are exact_accuracy, loss"):
-            saver.save(1, make_state(), {}, {"loss": 1.0, "exact_accuracy": 0.5})
+            saver.record(1, {"loss": 1.0, "exact_accuracy": 0.5})
+
+
+def test_what_is_not_finite_is_neither_saved_nor_read(tmp_path):
+    state = make_state()
+    broken = state._replace(params={"dense": {"kernel": state.params["dense"]["kernel"].at[3, 1].set(jnp.nan)},
+                                    "half": state.params["half"].at[0].set(jnp.inf)})
+    with writer(tmp_path) as saver:
+        saver.save(1, state, {})
+        with pytest.raises(NotFiniteError, match=r"after step 2 is not saved: it is not finite in params/dense/kernel, "
+                                                 r"params/half$"):
+            saver.save(2, broken, {})
+        saver.wait()
+        assert saver.steps() == [1]
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as older:  # versions saved it, and without checksums
+        older.save(tmp_path / "checkpoints" / "2", ocp.args.Composite(state=ocp.args.PyTreeSave(broken),
+                                                                      position=ocp.args.JsonSave({})))
+    said = []
+    with writer(tmp_path, read_only=True, note=said.append) as reader:
+        assert reader.restore_fields(abstract({"params": state.params}))[2] == 1
+    [line] = said
+    assert line.startswith(f"the checkpoint {tmp_path / 'checkpoints' / '2'} is damaged: it is not finite in params/")
 
 
 def test_only_some_fields(tmp_path):
@@ -188,8 +221,7 @@ def test_unknown_step(tmp_path):
 
 HARMED = [(pattern, harm) for harm in ("remove", "truncate", "flip")
           for pattern in ("state/d/*", "state/manifest.ocdbt", "state/_METADATA", "position/metadata",
-                          "metrics/metrics")
-          if (pattern, harm) != ("metrics/metrics", "remove")]  # that is a checkpoint that was not evaluated
+                          "state/array_metadatas/*", "checksums/checksums.json")]
 
 
 @pytest.fixture(scope="module")
@@ -197,23 +229,92 @@ def sound(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
     with writer(folder) as saver:
         for step in (5, 6):
-            saver.save(step, make_state(), {"n": step}, {"exact_accuracy": 0.5})
+            save(saver, step, make_state(step), {"n": step}, 0.5)
     return folder
 
 
 @pytest.mark.parametrize("pattern, harm", HARMED)
-def test_damage_names_the_folder_and_the_way_out(tmp_path, sound, pattern, harm):
+def test_a_damaged_checkpoint_is_named_and_an_older_one_is_used(tmp_path, sound, pattern, harm):
     shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     for path in list((tmp_path / "checkpoints" / "6").glob(pattern)):
         damage(path, harm)
-    with pytest.raises(CheckpointError) as caught, writer(tmp_path) as reader:
-        reader.restore(make_state())
+    bad, said = tmp_path / "checkpoints" / "6", []
+    with writer(tmp_path, read_only=True, note=said.append) as reader:
+        restored, position, step = reader.restore(make_state())
+        assert (position, step) == ({"n": 5}, 5)
+        assert_same(restored, make_state(5))
+        with pytest.raises(DamagedError, match="is damaged: "):
+            reader.restore(make_state(), step=6)
     gc.collect()  # nothing is left behind that fails in a later test
-    assert str(tmp_path / "checkpoints" / "6") + " is damaged: " in str(caught.value)
-    assert "Delete that folder to continue from step 5" in str(caught.value)
-    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    assert len(said) == 1 and said[0].startswith(f"the checkpoint {bad} is damaged: ")
+    assert said[0].endswith("Step 5 is used instead") and bad.is_dir()
+
+
+def test_a_run_that_goes_on_from_an_older_one_keeps_the_damaged(tmp_path, sound):
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+    [file] = (tmp_path / "checkpoints" / "6" / "state" / "d").iterdir()
+    damage(file, "flip")
+    said = []
+    with writer(tmp_path, note=said.append) as saver:
+        assert saver.restore(make_state())[2] == 5
+        save(saver, 6, make_state(7), {"n": 7}, 0.5)
+    assert f"the other is kept as {tmp_path / 'checkpoints' / '6.damaged'}" in said[0]
     with writer(tmp_path) as reader:
-        assert reader.restore(make_state())[1:] == ({"n": 5}, 5)
+        restored, position, step = reader.restore(make_state())
+    assert (position, step) == ({"n": 7}, 6)
+    assert_same(restored, make_state(7))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["5", "6", "6.damaged"]
+
+
+def test_when_all_are_damaged_each_is_named(tmp_path, sound):
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+    for step in (5, 6):
+        damage(tmp_path / "checkpoints" / str(step) / "state" / "_METADATA", "truncate")
+    with writer(tmp_path) as reader, pytest.raises(DamagedError) as caught:
+        reader.restore(make_state())
+    lines = str(caught.value).splitlines()
+    assert [str(tmp_path / "checkpoints" / step) in line for step, line in zip("65", lines)] == [True, True]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["5", "6"]
+
+
+@pytest.mark.parametrize("content", [b'{"exact_acc', b"", b"[1]", b'{"exact_accuracy": "high"}', b"\xff", b"[" * 3000])
+def test_damaged_metrics_block_nothing(tmp_path, sound, content):
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "6" / "metrics" / "metrics").write_bytes(content)
+    said = []
+    with writer(tmp_path, note=said.append) as reader:
+        assert reader.restore(make_state())[2] == 6
+        assert reader.best_step() == 5 and not reader.is_evaluated(6)
+    assert len(said) == 1 and "step 6 counts as not evaluated" in said[0]
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "100%", "a%20b", "[glob]*", "back\\slash", "a b", "ü", "a{b},c",
+                                  "$HOME", "a:b", "-x"])
+def test_every_legal_path_works(tmp_path, name):
+    with writer(tmp_path / name) as saver:
+        for step in (1, 2, 3):
+            save(saver, step, make_state(step), {"n": step}, 0.5)
+    with writer(tmp_path / name) as reader:
+        assert reader.steps() == [2, 3]
+        restored, position, step = reader.restore(make_state())
+    assert (position, step) == ({"n": 3}, 3)
+    assert_same(restored, make_state(3))
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    damage(next((tmp_path / name / "checkpoints" / "3" / "state" / "ocdbt.process_0" / "d").iterdir()), "flip")
+    with writer(tmp_path / name, read_only=True, note=lambda line: None) as reader:
+        assert reader.restore(make_state())[2] == 2
+
+
+def test_a_disk_without_room_is_one_line_with_sizes(tmp_path, monkeypatch):
+    with writer(tmp_path) as saver:
+        saver.save(1, make_state(), {})
+        saver.wait()
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
+        with pytest.raises(CheckpointError) as caught:
+            saver.save(2, make_state(), {})
+        assert re.fullmatch(rf"no room for the checkpoint {tmp_path}/checkpoints/2: it takes up to [\d.]+ kB and 10 B "
+                            r"are free\. .*", str(caught.value))
+        assert saver.steps() == [1]
 
 
 def damage(path: Path, harm: str):
@@ -267,7 +368,7 @@ def test_a_failed_background_save_raises(tmp_path):
     """A full disk, as a limit on the size of files."""
     code = """
         import resource, signal, sys, jax.numpy as jnp, numpy as np
-        from trm_jax.runtime.checkpoints import Checkpointer, CheckpointError
+        from trm_jax.runtime.checkpoints import Checkpointer, CheckpointError, DamagedError, NotFiniteError
         saver = Checkpointer(sys.argv[1], keep_last=2)
         saver.save(1, {"x": jnp.ones(8)}, {})
         saver.wait()

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 import sys
 import types
 
@@ -126,6 +127,7 @@ def test_published_folder_loads(tmp_path, pool, old):
 def folder(tmp_path, pool):
     split = split_of(pool, sources=np.zeros(40, np.uint16), source_names=("x",))
     dataset.write(tmp_path / "d", {"train": split, "test": split}, ["<blank>"], {})
+    (tmp_path / "d" / "checksums.json").unlink()  # the published scripts write none: what they wrote is checked too
     return tmp_path / "d"
 
 
@@ -145,6 +147,34 @@ def test_foreign_folder(tmp_path, foreign):
         (place / "train").mkdir()
     with pytest.raises(DatasetError, match="not a dataset folder: has no train/dataset.json"):
         dataset.load(place, "train")
+
+
+def test_one_flipped_bit_of_any_file_is_seen(tmp_path, pool):
+    split = split_of(pool, sources=np.zeros(40, np.uint16), source_names=("x",))
+    path = tmp_path / "d"
+    dataset.write(path, {"train": split, "test": split}, ["<blank>"], {})
+    sums = json.loads((path / "checksums.json").read_text())
+    assert len(sums) == 2 * 8 + 2 and dataset.load(path, "test").num_examples == 40
+    for name in (*sums, "checksums.json"):
+        content = (path / name).read_bytes()
+        at = len(content) * 2 // 3
+        (path / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1:])
+        with pytest.raises(DatasetError, match=re.escape(str(path))):
+            dataset.load(path, "train"), dataset.load(path, "test")
+            dataset.load_identifiers(path), dataset.load_provenance(path)
+        (path / name).write_bytes(content)
+    (path / "train" / "all__labels.npy").unlink()
+    with pytest.raises(DatasetError, match="is damaged: train/all__labels.npy is missing; make the dataset again"):
+        dataset.load(path, "train")
+
+
+def test_a_fingerprint_is_of_the_puzzles_alone(tmp_path, pool):
+    split, other = split_of(pool), split_of(pool[::-1])
+    dataset.write(tmp_path / "a", {"train": split, "test": other}, ["<blank>"], {"seed": 1})
+    dataset.write(tmp_path / "b", {"train": split, "test": split}, ["<blank>"], {"seed": 2})
+    (tmp_path / "b" / "checksums.json").unlink()
+    a, b = ([dataset.fingerprint(tmp_path / name, split) for split in ("train", "test")] for name in "ab")
+    assert a[0] == b[0] == b[1] != a[1] and len(a[0]) == 16
 
 
 @pytest.mark.parametrize("size", [0, 5, 200])
@@ -455,5 +485,6 @@ def test_rows_that_are_not_csv(files, capsys, line, says):
 def test_notes_that_are_not_ours(files, capsys, file, content, says):
     run("--csv", files / "train.csv", "--test_csv", files / "test.csv", "--out", files / "out")
     (files / "out" / file).write_text(content)
+    (files / "out" / "checksums.json").unlink()
     capsys.readouterr()
     assert says in error_of(capsys, "bench", "--path", files / "out", "--seconds", "0.01", command="")

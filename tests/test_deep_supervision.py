@@ -277,7 +277,7 @@ def test_one_device_does_what_eight_do(data):
             tokens = rng.integers(1, 6, (2, 16, 16)).astype(np.int32)
             put = distributed.put_batch(mesh, {"inputs": tokens[0], "labels": tokens[1],
                                                "puzzle_identifiers": np.zeros(16, np.int32)})
-            state, _ = step(state, Batch(**put))
+            state, *_ = step(state, Batch(**put))
         states[devices] = jax.device_get(state._replace(key=()))
     np.testing.assert_array_equal(states[1].carry.halted, states[8].carry.halted)
     np.testing.assert_array_equal(states[1].carry.steps, states[8].carry.steps)

@@ -161,7 +161,8 @@ PROCESS = """
         writer.write(1, {"process": me})
     state = {"split": batch["x"], "same": total}
     with Checkpointer(work, keep_last=1) as saver:
-        saver.save(1, state, {"n": 5}, {"a": 1.0})
+        saver.save(1, state, {"n": 5})
+        saver.record(1, {"a": 1.0})
         saver.save(2, state, {"n": 6})
     with Checkpointer(work, read_only=True) as reader:
         restored, position, step = reader.restore(state)

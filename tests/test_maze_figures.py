@@ -20,7 +20,7 @@ from trm_jax.jobs import evaluate, train
 from trm_jax.models.network import Weights
 from trm_jax.reports import pictures, report
 from trm_jax.runtime import checkpoints, distributed
-from trm_jax.training.run_weights import best_metric
+from trm_jax.training.run_folder import best_metric
 from trm_jax.training.system import System
 
 MAZE = puzzles.get("maze", rows=4, cols=5)

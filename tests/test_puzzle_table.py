@@ -13,7 +13,7 @@ from trm_jax.models.network import Weights
 from trm_jax.runtime import checkpoints, distributed
 from trm_jax.training import puzzle_table
 from trm_jax.training import step as step_lib
-from trm_jax.training.run_weights import load_weights
+from trm_jax.training.run_folder import Run
 from trm_jax.training.supervision import Batch
 from trm_jax.training.system import System
 
@@ -41,7 +41,7 @@ def trained(system, devices):
     state = state._replace(table=jax.device_put(start(), state.table.sharding))
     step = step_lib.make_step(system, mesh, 2)
     for seed in range(STEPS):
-        state, sums = step(state, Batch(**distributed.put_batch(mesh, batch(seed))))
+        state, sums, _ = step(state, Batch(**distributed.put_batch(mesh, batch(seed))))
     return state, sums
 
 
@@ -86,7 +86,8 @@ def test_a_checkpoint_goes_from_eight_devices_to_one_and_back(system, eight, tmp
     tiny.assert_identical(jax.device_get(alone._replace(key=())), jax.device_get(state._replace(key=())))
     tiny.assert_identical(again, state)
     assert again.table.sharding == state.table.sharding
-    weights, step = load_weights(system, tmp_path, distributed.data_mesh())
+    run = Run(tmp_path, system.experiment, {}, system.shape, system.total_steps)
+    weights, step = run.weights(distributed.data_mesh())
     assert step == STEPS and weights.table.sharding == state.table.sharding
     np.testing.assert_array_equal(weights.table, state.table)
 

@@ -162,7 +162,7 @@ def steps_on(devices: int, e, count: int):
     batches = pipeline.train_batches(Dataset.load(e).train, global_batch_size=e.global_batch_size, prefetch=0)
     curve = []
     for _ in range(count):
-        state, sums = step(state, Batch(**distributed.put_batch(mesh, next(batches))))
+        state, sums, _ = step(state, Batch(**distributed.put_batch(mesh, next(batches))))
         curve.append(float(sums.loss) / float(sums.count))
     return curve, jax.device_get(state.params), jax.device_get(state.carry), jax.device_get(state.table)
 
@@ -203,7 +203,7 @@ def test_the_loop_transfers_nothing_by_accident(data):
     batches = pipeline.train_batches(Dataset.load(e).train, global_batch_size=8, prefetch=0)
     with jax.transfer_guard("disallow"):
         for _ in range(3):
-            state, sums = step(state, Batch(**distributed.put_batch(mesh, next(batches))))
+            state, sums, _ = step(state, Batch(**distributed.put_batch(mesh, next(batches))))
         assert jax.device_get(state.step) == 3 and jax.device_get(sums.count) == 8
 
 
@@ -214,7 +214,7 @@ def test_ema_follows_its_definition(data):
     batches = pipeline.train_batches(Dataset.load(e).train, global_batch_size=8, prefetch=0)
     expected = jax.device_get(state.params)
     for _ in range(3):
-        state, _ = step(state, Batch(**distributed.put_batch(mesh, next(batches))))
+        state, *_ = step(state, Batch(**distributed.put_batch(mesh, next(batches))))
         expected = jax.tree.map(lambda m, p: np.float32(0.75) * m + np.float32(0.25) * p, expected,
                                 jax.device_get(state.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), jax.device_get(state.ema),

@@ -53,7 +53,8 @@ def run(tmp_path_factory):
     state = state._replace(ema=jax.tree.map(lambda p: p * 1.5, state.params), table=state.table + 0.25)
     run_folder.claim(root / "run", config.to_json(e))
     with checkpoints.Checkpointer(root / "run", best_metric=BEST) as checkpointer:
-        checkpointer.save(6, state, {}, {BEST: 0.5})
+        checkpointer.save(6, state, {})
+        checkpointer.record(6, {BEST: 0.5})
     evaluate.save({"step": 6, "figures": [{"H_test": 2, "exact_accuracy": 0.5}]}, root / "run")
     return root / "run", system, state
 

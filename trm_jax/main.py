@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None, mode: str = "") -> int:
         workdir = args.workdir or f"runs/{config.run_name(args.config)}"
         again = f"{parser.prog} {shlex.join(argv)}" if args.make_data else None
         _run(experiment, mode, workdir, not args.workdir, args.weights, again, args.compilation_cache)
-    return guarded(run, interrupted="the same command continues from the last checkpoint")
+    return guarded(run)
 
 
 def train(argv: Sequence[str] | None = None) -> int:

@@ -121,6 +121,7 @@ class Data:
     # fixed: the labels of the dataset. random_path: of every training maze a shortest path, drawn uniformly each time
     # it is drawn; exact match then means little, and the best checkpoint is the one with most shortest paths.
     labels: Literal["fixed", "random_path"] = "fixed"
+    exchanged: bool = False  # a run may go on although other puzzles lie at `path` than those it began with
 
     @property
     def how_to_make(self) -> str:

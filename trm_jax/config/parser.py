@@ -18,7 +18,7 @@ from trm_jax.config.rules import _impossible
 
 # Fields that may differ between a run and its continuation: they do not change what is learned.
 MOST = 2**32
-MAY_CHANGE = ("eval", "checkpoint", "log", "data.make")
+MAY_CHANGE = ("eval", "checkpoint", "log", "data.make", "data.exchanged")
 
 
 def default() -> ConfigDict:

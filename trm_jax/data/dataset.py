@@ -11,6 +11,7 @@ Folders written by the published scripts load here and ours load there. Only our
     DIR/SPLIT/all__log2_paths.npy           mazes: log2 of the number of shortest paths of every example
     DIR/SPLIT/all__sources.npy, sources.json   index into the list of source names, for every example
     DIR/SPLIT/all__subsample.npy            rows of the source file that were kept, ascending, if not all were
+    DIR/checksums.json                      SHA-256 of every file: compared whenever a file is read
 
 E examples, S tokens, P puzzles (an original or one augmentation of it), G groups (an original and its augmentations).
 """
@@ -19,22 +20,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import mmap
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from trm_jax import puzzles
+from trm_jax.runtime import files
 from trm_jax.runtime.errors import UserError
 
 IGNORE_LABEL_ID = -100  # what loaders put where the folder has `ignore_label_id`
 SET = "all"  # the published scripts write no other set
 BLANK = "<blank>"
+CHECKSUMS = "checksums.json"
 CHECK_ROWS = 1 << 16
 
 
@@ -122,6 +127,7 @@ def load(path, split: str, make: str = "") -> Split:
     folder = path / split
     if not (folder / "dataset.json").is_file():
         raise DatasetError(f"{path} is not a dataset folder: has no {split}/dataset.json")
+    require_unchanged(path, lambda name: name.startswith(f"{split}/"))
     metadata = _read_metadata(folder / "dataset.json")
     arrays = {name: _read_array(folder, name) for name in ARRAYS}
     extras: dict[str, Any] = {name: _read_array(folder, name) for name in EXTRAS if _npy(folder, name).exists()}
@@ -144,6 +150,7 @@ def load_provenance(path) -> dict[str, Any] | None:
     file = pathlib.Path(path) / "provenance.json"
     if not file.exists():
         return None
+    require_unchanged(path, lambda name: name == file.name)
     provenance = _read_json(file)
     if not isinstance(provenance, dict) or not isinstance(provenance.get("puzzle", {}), dict):
         raise DatasetError(f"{file} is not as trm_jax.data writes it: it must hold an object, and puzzle be one too")
@@ -160,7 +167,38 @@ def load_domain(path, name: str, seq_len: int) -> puzzles.Domain:
 
 
 def load_identifiers(path) -> list[str]:
-    return list(_read_json(pathlib.Path(path) / "identifiers.json"))
+    require_unchanged(path, lambda name: name == "identifiers.json")
+    names = _read_json(pathlib.Path(path) / "identifiers.json")
+    if not isinstance(names, list):
+        raise DatasetError(f"{pathlib.Path(path) / 'identifiers.json'}: must hold a list of names")
+    return list(map(str, names))
+
+
+def fingerprint(path, split: str) -> str:
+    """16 hexadecimal digits that tell the puzzles of a split from any others: of the checksums of its arrays."""
+    sums, folder = _checksums(path), pathlib.Path(path) / split
+    names = [_npy(folder, name) for name in ARRAYS]
+    found = [sums.get(f"{split}/{file.name}") or files.digest(file) for file in names]
+    return hashlib.sha256("".join(found).encode()).hexdigest()[:16]
+
+
+def _checksums(path) -> dict[str, str]:
+    """File -> SHA-256; {} for folders of the published scripts, and those written before there were any."""
+    file = pathlib.Path(path) / CHECKSUMS
+    sums = _read_json(file) if file.exists() else {}
+    if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
+        raise DatasetError(f"{file} is damaged: it must hold an object of texts; make the dataset again")
+    return sums
+
+
+def require_unchanged(path, which: Callable[[str], bool]) -> None:
+    """Raises DatasetError unless the files whose names `which` takes are as they were written; where nothing says how
+    they were, nothing is raised."""
+    if sums := {name: value for name, value in _checksums(path).items() if which(name)}:
+        try:
+            files.compare(path, sums)
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{path} is damaged: {error}; make the dataset again") from error
 
 
 def check(split: Split, folder) -> None:
@@ -299,10 +337,20 @@ def write(path, splits: dict[str, Split], identifiers: list[str], provenance: di
         for file, value in ((more_json or {})
                             | {"identifiers.json": identifiers, "provenance.json": provenance}).items():
             _write_json(new / file, value)
+        _write_json(new / CHECKSUMS, files.digests(new, [new]))
         refuse_taken(path, overwrite)  # again: writing takes a while
         _replace(new, path)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def being_made(path) -> Iterator[None]:
+    """Nobody else makes the folder meanwhile. Raises LockedError if somebody does."""
+    path = pathlib.Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.lock(path.parent / f".{path.name}.lock", f"the dataset folder {path}"):
+        yield
 
 
 def refuse_taken(path, overwrite: bool) -> None:

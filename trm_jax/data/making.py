@@ -44,11 +44,13 @@ def make(data: Data, *, overwrite: bool = False, again: str = "", note: Callable
 
     Raises:
       DatasetError: the place is taken, or the puzzles cannot be had; then with the commands that go on.
+      LockedError: another process makes it.
     """
     dataset.refuse_taken(data.path, overwrite)
     started = time.time()
     make_it = _make_arc if data.puzzle == "arc" else _make_grids
-    return f"{make_it(data, overwrite, again, note)}\n{time.time() - started:.1f} s"
+    with dataset.being_made(data.path):
+        return f"{make_it(data, overwrite, again, note)}\n{time.time() - started:.1f} s"
 
 
 def domain_of(data: Data) -> puzzles.Domain:

@@ -11,7 +11,7 @@ import numpy as np
 from trm_jax.evaluation import calibration
 from trm_jax.inference import arc_voting
 from trm_jax.training import losses
-from trm_jax.training.run_weights import BEST
+from trm_jax.training.run_folder import BEST
 
 PASS = tuple(f"pass@{k}" for k in arc_voting.PASS_AT)  # ARC's
 

@@ -19,8 +19,7 @@ from trm_jax.models.network import Weights
 from trm_jax.puzzles.domain import puzzle_of
 from trm_jax.runtime import distributed, files
 from trm_jax.training import puzzle_table, run_folder
-from trm_jax.training.run_weights import load_weights
-from trm_jax.training.system import System, total_steps
+from trm_jax.training.system import System
 from trm_jax.weights import weights_file
 from trm_jax.weights.weights_file import WeightsError
 
@@ -49,14 +48,11 @@ def evaluate(experiment, workdir: str | os.PathLike,
 
     The config must be the run's own but for how to evaluate (`config.MAY_CHANGE`) and on which dataset.
     """
-    run_folder.require_same(workdir, run_folder.read_config(workdir), config.to_json(experiment),
-                             "Give the run's own values to evaluate it", but=("data.path",))
-    mesh = distributed.data_mesh()
-    data = Dataset.load(experiment)
-    system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
-    weights, step = load_weights(system, workdir, mesh)
-    evaluator = Evaluator(system, data, mesh)
-    result = evaluator(weights, step, system.curriculum.L(step), note)
+    run, mesh, data = run_folder.open_run(workdir, experiment), distributed.data_mesh(), Dataset.load(experiment)
+    run.require_fit(data)
+    weights, step = run.weights(mesh)
+    evaluator = Evaluator(run.system, data, mesh)
+    result = evaluator(weights, step, run.L(step), note)
     path = save(result, workdir, result["finished"].partition("+")[0].replace(":", ""), evaluator.votes)
     note(table(result))
     note(f"written to {path}")

@@ -18,10 +18,8 @@ from trm_jax.data.loading import Dataset
 from trm_jax.evaluation import tables
 from trm_jax.evaluation.evaluator import Evaluator
 from trm_jax.inference.arc_voting import Votes
-from trm_jax.runtime import checkpoints, distributed, files
+from trm_jax.runtime import distributed, files
 from trm_jax.training import run_folder
-from trm_jax.training.run_weights import best_metric, load_weights
-from trm_jax.training.system import System, total_steps
 
 
 def pool(experiment: config.Experiment, workdir: str | os.PathLike,
@@ -31,20 +29,13 @@ def pool(experiment: config.Experiment, workdir: str | os.PathLike,
     if not puzzles.domain_class(experiment.data.puzzle).identifies_tasks:
         raise config.ConfigError(f"data.puzzle = {experiment.data.puzzle!r}: --mode=pool is for 'arc', where answers "
                                  "are voted on")
-    run_folder.require_same(workdir, run_folder.read_config(workdir), config.to_json(experiment),
-                             "Give the run's own values to evaluate it", but=("data.path",))
-    mesh = distributed.data_mesh()
-    data = Dataset.load(experiment)
-    system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
-    evaluator = Evaluator(system, data, mesh)
-    with checkpoints.Checkpointer(workdir, best_metric=best_metric(experiment), read_only=True) as reader:
-        steps = reader.steps()
-    if not steps:
-        raise checkpoints.CheckpointError(f"{os.fspath(workdir)} holds no checkpoint yet; train it first")
+    run, mesh, data = run_folder.open_run(workdir, experiment), distributed.data_mesh(), Dataset.load(experiment)
+    run.require_fit(data)
+    evaluator, steps = Evaluator(run.system, data, mesh), run.steps()
     votes, evaluations = None, []
     for step in steps:
-        weights, _ = load_weights(system, workdir, mesh, step)
-        evaluations.append(evaluator(weights, step, system.curriculum.L(step), note))
+        weights, _ = run.weights(mesh, step)
+        evaluations.append(evaluator(weights, step, run.L(step), note))
         note(tables.table(evaluations[-1]))
         votes = Votes.pool([votes, evaluator.votes]) if votes else evaluator.votes
     last = evaluations[-1]["figures"][-1]

@@ -1,8 +1,7 @@
-"""Training: one compiled step over a device mesh, and the loop around it. Knows no particular system."""
+"""Training: the loop around one compiled step. Knows no particular system."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import math
 import os
@@ -11,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from trm_jax import config
@@ -21,12 +21,19 @@ from trm_jax.evaluation.evaluator import Evaluator
 from trm_jax.evaluation.scores import best, scalars
 from trm_jax.jobs import evaluate
 from trm_jax.runtime import checkpoints, distributed, metrics
+from trm_jax.runtime.errors import StopRequests, UserError
 from trm_jax.runtime.progress import Progress
 from trm_jax.training import run_folder
-from trm_jax.training.run_weights import best_metric
+from trm_jax.training.run_folder import Run
 from trm_jax.training.step import Compiler, place
 from trm_jax.training.supervision import Batch, DeepSums, Sums
 from trm_jax.training.system import System, total_steps
+
+AHEAD = 2  # steps that the host may run ahead of the devices
+
+
+class DivergedError(UserError):
+    """A loss or a gradient that is not finite."""
 
 
 def stream(experiment: config.Experiment, data: Dataset):
@@ -43,106 +50,249 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike, seconds: fl
     A run that has trained for so many `seconds` (without compiling, evaluating and saving; over all its
     continuations) ends where it stands. That is for a single process: others would end at other steps.
 
-    Returns the last evaluation (see evaluate.py). Raises ConfigError, DatasetError or CheckpointError, all of them
-    ValueErrors with a message for the user.
+    Returns the last evaluation (see evaluate.py). Raises ConfigError, DatasetError, CheckpointError, LockedError or
+    DivergedError, all of them UserErrors with a message for the user; KeyboardInterrupt (Ctrl-C) and Preempted
+    (SIGTERM) once the run is saved.
     """
     mesh = distributed.data_mesh()
     distributed.check_batch(experiment.global_batch_size, mesh)
     data = Dataset.load(experiment)
-    system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
-    every, metric = experiment.checkpoint, best_metric(experiment)
+    total_steps(experiment, data.train.metadata)
     with contextlib.ExitStack() as stack:
         batches = stream(experiment, data)
         stack.callback(batches.close)
         run_folder.claim(workdir, config.to_json(experiment))  # not before all that can be refused has been
-        checkpointer = stack.enter_context(checkpoints.Checkpointer(
-            workdir, keep_last=every.keep_last, keep_best=every.keep_best, best_metric=metric))
-        state, step, position = place(system, mesh), 0, {}
-        if (restored := checkpointer.restore(state)) is not None:
-            state, position, step = restored
-            batches.set_state(position)
-        writer = stack.enter_context(metrics.MetricWriter(workdir, step))
-        progress = stack.enter_context(Progress(system.total_steps, step))
-        progress.note(headline(system, mesh, workdir, step))
-        return _loop(system, data, mesh, workdir, state, step, batches, checkpointer, writer, progress,
-                     _Clock(position, seconds))
+        stack.enter_context(run_folder.training(workdir))
+        run_folder.claim(workdir, config.to_json(experiment))  # again: nobody else writes there now
+        run = run_folder.claim_data(workdir, experiment, data)
+        return stack.enter_context(Trainer(run, data, mesh, batches, seconds)).run()
 
 
-def headline(system: System, mesh: Mesh, workdir, step: int) -> str:
+def headline(system: System, workdir, step: int) -> str:
     e = system.experiment
     begun = f"continues from step {step:,}" if step else "starts"
     return (f"{os.fspath(workdir)}: {begun}; {system.total_steps:,} steps of {e.global_batch_size}, "
             f"{system.model.parameter_count():,} parameters, {distributed.device_description()}")
 
 
-class _Clock:
-    """What a run has spent, over all its continuations: checkpoints keep it beside the position of the stream."""
+class Trainer:
+    """A run in training; a context manager. It begins at the newest sound checkpoint of the run.
 
-    def __init__(self, position: dict[str, Any], limit: float):
-        self.train, self.compile = (position.get(f"{what}_seconds", 0.0) for what in ("train", "compile"))
+        while not over:
+            step                        the devices are at work, the host runs ahead of them a little
+            report                      every log.interval_steps
+            save, then evaluate         every checkpoint.interval_steps, eval.interval_steps, and at the end
+
+    A step whose loss or gradient is not finite ends the run at the next report or save: nothing that came of it is
+    saved. The devices compute what tells; the host reads it only when it waits for them anyway.
+    """
+
+    def __init__(self, run: Run, data: Dataset, mesh: Mesh, batches, seconds: float = math.inf):
+        e, system = run.experiment, run.system
+        self.state, self.steps_done = place(system, mesh), 0
+        self._run, self._system, self._mesh, self._batches = run, system, mesh, batches
+        with contextlib.ExitStack() as stack:
+            self._checkpoints = stack.enter_context(checkpoints.Checkpointer(
+                run.workdir, keep_last=e.checkpoint.keep_last, keep_best=e.checkpoint.keep_best,
+                best_metric=run_folder.best_metric(e)))
+            position = self._restore()
+            self._clock = _Clock(position.get("clock", position), seconds)
+            self._window = _Window(SUMS[e.arch.supervision], position.get("window"))
+            self._writer = stack.enter_context(metrics.MetricWriter(
+                run.workdir, self.steps_done, evaluated=self._checkpoints.is_evaluated(self.steps_done)))
+            self._progress = stack.enter_context(Progress(run.total_steps, self.steps_done))
+            self._stop = stack.enter_context(StopRequests(
+                self._progress.note, take_signals=jax.process_count() == 1))
+            self._compiled = Compiler(system, mesh, self._progress.note)
+            self._evaluator = Evaluator(system, data, mesh)
+            self._progress.note(headline(system, run.workdir, self.steps_done))
+            self._closing = stack.pop_all()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._closing.__exit__(*error)
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end. Returns the last evaluation."""
+        e, result = self._run.experiment, None
+        if self._evaluates() and not self._checkpoints.is_evaluated(self.steps_done) and self.steps_done:
+            result = self.evaluate()  # a kill came between the two
+        while not self._is_over():
+            self.step()
+            if self.steps_done % e.log.interval_steps == 0 or self._is_over():
+                self.report()
+            stops = self._stops()
+            if stops or self._evaluates() or self.steps_done % e.checkpoint.interval_steps == 0:
+                self.save()
+            if stops:
+                self._checkpoints.wait()
+                raise self._stop.exception(f"saved at step {self.steps_done:,}; the same command goes on from there")
+            if self._evaluates():
+                result = self.evaluate()
+        if result is None:  # the run was complete already
+            result = self.evaluate()
+        self._checkpoints.wait()
+        return result
+
+    def step(self) -> None:
+        """Hands one batch to the devices."""
+        begun = time.perf_counter()
+        batch = Batch(**distributed.put_batch(self._mesh, next(self._batches)))
+        H, L = (grown(self.steps_done + 1) for grown in (self._system.curriculum.H, self._system.curriculum.L))
+        compiling = self._compiled.seconds
+        run = self._compiled(L, self.state, batch)
+        compiling = self._compiled.seconds - compiling
+        self.state, *seen = run(self.state, batch)
+        self.steps_done += 1
+        self._window.add(seen)
+        self._clock.compile += compiling
+        self._clock.train += time.perf_counter() - begun - compiling
+        self._window.flops += self._run.experiment.global_batch_size * self._system.train_flops_per_example(H, L)
+
+    def report(self) -> None:
+        """Writes down and shows the means over the steps since the last report."""
+        e, curriculum, step = self._run.experiment, self._system.curriculum, self.steps_done
+        self._require_finite()
+        values = self._window.means() | {"lr": e.lr * float(curriculum.learning_rate_factor(np.int32(step))),
+                                         "H": curriculum.H(step), "L": curriculum.L(step)}
+        spent, examples = self._clock.train - self._window.since, len(self._window) * e.global_batch_size
+        self._progress.update(step, values, seconds=spent, examples=examples, flops=self._window.flops)
+        self._writer.write(step, values | {"examples_per_second": examples / spent,
+                                           "flops_per_second": self._window.flops / spent})
+        self._window.clear(since=self._clock.train)
+
+    def save(self) -> None:
+        """Begins to write a checkpoint; it is complete when the next one begins, at the latest."""
+        self._require_finite()
+        self._writer.flush()
+        self._checkpoints.save(self.steps_done, self.state, {
+            "stream": self._batches.get_state(), "clock": self._clock.read(), "window": self._window.to_json()})
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluates the weights as they are, and writes down what it finds."""
+        step = self.steps_done
+        with self._stop.at_once("not evaluated, but all training is saved; the same command evaluates"):
+            result = self._evaluator(self._system.weights(self.state), step, self._run.L(step), self._progress.note)
+        result |= self._clock.read()
+        evaluate.save(result, self._run.workdir, votes=self._evaluator.votes)
+        if not self._checkpoints.is_evaluated(step):
+            self._writer.write(step, scalars(result))
+            self._writer.flush()
+            metric = run_folder.best_metric(self._run.experiment)
+            self._checkpoints.record(step, {metric: best(result, metric)})
+        self._progress.note(tables.table(result))
+        return result
+
+    def _restore(self) -> dict[str, Any]:
+        """Takes up the newest sound checkpoint; what it says of where the run stands, {} if there is none."""
+        restored = self._checkpoints.restore(self.state)
+        if restored is None:
+            return {}
+        self.state, position, step = restored
+        self._run.require_step(step)
+        if (held := int(self.state.step)) != step:
+            raise checkpoints.CheckpointError(f"{self._checkpoints.folder / str(step)} holds the state after step "
+                                              f"{held}: give the folder its name back")
+        self.steps_done = step
+        # Older runs keep it all in one level.
+        self._batches.set_state(position.get("stream") or {
+            name: value for name, value in position.items() if not name.endswith("_seconds")})
+        return position
+
+    def _is_over(self) -> bool:
+        return self.steps_done >= self._run.total_steps or self._clock.is_over()
+
+    def _evaluates(self) -> bool:
+        every = self._run.experiment.eval.interval_steps
+        return self._is_over() or bool(every and self.steps_done % every == 0)
+
+    def _stops(self) -> bool:
+        """Whether the system, or the user, has asked the run to end; the same in all processes."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self.steps_done):
+            self._stop.ask()
+        return self._stop.asked
+
+    def _require_finite(self) -> None:
+        """Raises DivergedError for the first step since the last report that is not finite."""
+        e, begun = self._run.experiment, time.perf_counter()
+        steps = self._window.fetch()
+        self._clock.train += time.perf_counter() - begun
+        for step, values in enumerate(steps, self.steps_done - len(steps) + 1):
+            if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+                self._writer.write(step, values)
+                last = self._checkpoints.latest_step()
+                raise DivergedError(
+                    f"step {step}: the loss is {values['loss']:.4g} and the norm of the gradient "
+                    f"{values['grad_norm']:.4g}, which nothing can be learned from. The run stops; "
+                    + (f"its last checkpoint, of step {last}, is finite. " if last else "it has no checkpoint yet. ")
+                    + f"Try a smaller lr ({e.lr:g} now), more lr_warmup_steps ({e.lr_warmup_steps} now), a smaller "
+                    f"grad_clip_norm ({e.grad_clip_norm:g} now, 0 is none) or arch.forward_dtype = 'float32' "
+                    f"({e.arch.forward_dtype!r} now), with another --workdir")
+
+
+class _Clock:
+    """Seconds that a run has spent, over all its continuations: checkpoints keep them."""
+
+    def __init__(self, kept: dict[str, Any], limit: float):
+        self.train, self.compile = (_seconds(kept, f"{what}_seconds") for what in ("train", "compile"))
         self._limit = limit
 
-    def is_over(self, more: float = 0.0) -> bool:
-        """Whether the run has had its time, with so many more seconds of training."""
-        return self.train + more >= self._limit
+    def is_over(self) -> bool:
+        """Whether the run has had its time."""
+        return self.train >= self._limit
 
     def read(self) -> dict[str, float]:
         return {"train_seconds": self.train, "compile_seconds": self.compile}
 
 
-def _loop(system, data, mesh, workdir, state, step, batches, checkpointer, writer, progress, clock) -> dict[str, Any]:
-    e, curriculum = system.experiment, system.curriculum
-    compiled = Compiler(system, mesh, progress.note)
-    evaluator, metric = Evaluator(system, data, mesh), best_metric(e)
-    pending: collections.deque[Sums | DeepSums] = collections.deque()  # of the steps since the last report
-    reported, flops, result = clock.train, 0.0, None  # clock.train at the last report
+class _Window:
+    """What was seen of the steps since the last report; a checkpoint keeps it, so that a mean is always of all of them.
 
-    last = step == system.total_steps or clock.is_over()
-    while not last:
-        begun = time.perf_counter()
-        batch = Batch(**distributed.put_batch(mesh, next(batches)))
-        clock.train += time.perf_counter() - begun
-        before = compiled.seconds
-        run = compiled(curriculum.L(step + 1), state, batch)
-        clock.compile += compiled.seconds - before
-        begun = time.perf_counter()
-        state, sums = run(state, batch)
-        step += 1
-        pending.append(sums)
-        H, L = curriculum.H(step), curriculum.L(step)
-        flops += e.global_batch_size * system.train_flops_per_example(H, L)
-        if len(pending) > 2:  # let the host run ahead of the devices by no more than this
-            jax.block_until_ready(pending[-3])
-        last = step == system.total_steps or clock.is_over(time.perf_counter() - begun)
-        if step % e.log.interval_steps == 0 or last:
-            values = _total(jax.device_get(list(pending))).means()
-            values |= {"lr": e.lr * float(curriculum.learning_rate_factor(np.int32(step))), "H": H, "L": L}
-            clock.train += time.perf_counter() - begun
-            spent, examples = clock.train - reported, len(pending) * e.global_batch_size
-            progress.update(step, values, seconds=spent, examples=examples, flops=flops)
-            writer.write(step, values | {"examples_per_second": examples / spent, "flops_per_second": flops / spent})
-            pending.clear()
-            reported, flops = clock.train, 0.0
-        else:
-            clock.train += time.perf_counter() - begun
+    Args:
+      kept: of `to_json`.
+    """
 
-        evaluates = last or (e.eval.interval_steps and step % e.eval.interval_steps == 0)
-        if evaluates:
-            result = evaluator(system.weights(state), step, curriculum.L(step), progress.note) | clock.read()
-            evaluate.save(result, workdir, votes=evaluator.votes)
-        if evaluates or step % e.checkpoint.interval_steps == 0:
-            checkpointer.save(step, state, batches.get_state() | clock.read(),
-                              {metric: best(result, metric)} if evaluates else None)
-        if evaluates:  # shown when all is safe
-            writer.write(step, scalars(result))
-            progress.note(tables.table(result))
-    if result is None:  # the run was complete already
-        result = evaluator(system.weights(state), step, curriculum.L(step), progress.note) | clock.read()
-        evaluate.save(result, workdir, votes=evaluator.votes)
-        progress.note(tables.table(result))
-    checkpointer.wait()
-    return result
+    def __init__(self, sums: type[Sums | DeepSums], kept: dict[str, Any] | None):
+        self._sums, self._steps = sums, []  # (sums, norm of the gradient) of each step, on the devices or here
+        self.since = self.flops = 0.0  # seconds of training before it; work of the model in it
+        if kept:
+            self.since, self.flops = _seconds(kept, "since"), _seconds(kept, "flops")
+            self._steps = [(sums(*map(np.float32, values)), np.float32(norm)) for *values, norm in kept["steps"]]
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def add(self, seen) -> None:
+        self._steps.append(tuple(seen))
+        if len(self._steps) > AHEAD:
+            jax.block_until_ready(self._steps[-1 - AHEAD])
+
+    def fetch(self) -> list[dict[str, float]]:
+        """Means of each step."""
+        self._steps = jax.device_get(self._steps)
+        return [sums.means() | {"grad_norm": norm} for sums, norm in self._steps]
+
+    def means(self) -> dict[str, float]:
+        """Over all steps."""
+        sums, norm = jax.tree.map(lambda *xs: float(np.sum(xs)), *jax.device_get(self._steps))
+        return sums.means() | {"grad_norm": norm / len(self._steps)}
+
+    def clear(self, since: float) -> None:
+        self._steps, self.since, self.flops = [], since, 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"since": self.since, "flops": self.flops,
+                "steps": [[float(x) for x in (*sums, norm)] for sums, norm in jax.device_get(self._steps)]}
 
 
-def _total(steps: list[Sums | DeepSums]) -> Sums | DeepSums:
-    return jax.tree.map(lambda *xs: float(np.sum(xs)), *steps)
+def _seconds(kept: dict[str, Any], name: str) -> float:
+    value = kept.get(name, 0.0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise checkpoints.CheckpointError(f"the position in the checkpoint has {name} = {value!r}: it must be a number "
+                                          "of at least 0")
+    return float(value)
+
+
+SUMS: dict[str, type[Sums | DeepSums]] = {"terminal": Sums, "deep": DeepSums}

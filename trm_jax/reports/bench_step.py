@@ -72,7 +72,7 @@ class Contender:
 
     def step(self) -> None:
         begun = time.perf_counter()
-        self.state, sums = self.run(self.state, self.batch)
+        self.state, sums, _ = self.run(self.state, self.batch)
         jax.block_until_ready(sums)
         self.seconds.append(time.perf_counter() - begun)
 

@@ -134,6 +134,17 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def complain(text: str) -> None:
+    """Prints on standard error, once in a run of several processes."""
+    if is_primary():
+        print(text, file=sys.stderr, flush=True)
+
+
+def all_agree(fine: bool) -> bool:
+    """Whether every process says so; all must call."""
+    return fine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(fine)).all())
+
+
 def barrier(name: str) -> None:
     """Waits until every process has come to the barrier of this name."""
     if jax.process_count() > 1:

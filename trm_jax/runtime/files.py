@@ -1,15 +1,24 @@
-"""Files that are never seen half-written, and JSON that other programs can read."""
+"""Files that are never seen half-written, whose bytes are checked, and that one process at a time may write."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import fcntl
+import functools
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from trm_jax.runtime.errors import UserError
 
 
 def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
@@ -46,3 +55,90 @@ def _json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+# Checksums.
+
+
+def digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal. A file that has not changed since is not read again by this process."""
+    status = os.stat(path)
+    return _digest(os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(path: str, *_: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(root: str | os.PathLike, folders: Sequence[str | os.PathLike]) -> dict[str, str]:
+    """Path from `root` -> `digest`, of every file in some of its folders."""
+    found = sorted(path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return dict(zip((path.relative_to(root).as_posix() for path in found), pool.map(digest, found)))
+
+
+def compare(root: str | os.PathLike, sums: Any) -> None:
+    """Reads the files that `digests` found once more.
+
+    Raises:
+      ValueError: one of them has changed, or `sums` is not what `digests` returns.
+      OSError: one of them is missing, or cannot be read.
+    """
+    if not isinstance(sums, dict) or not sums:
+        raise ValueError("its checksums are damaged")
+    for name in sums:  # before the work of reading
+        if not (Path(root) / name).is_file():
+            raise FileNotFoundError(f"{name} is missing")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for name, found in zip(sums, pool.map(digest, [Path(root) / name for name in sums])):
+            if found != sums[name]:
+                raise ValueError(f"{name} is not as it was written (its checksum differs)")
+
+
+# Locks.
+
+
+class LockedError(UserError):
+    """Another process writes there; the message says which."""
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """Holds the lock of this name in the block: an operating-system lock, which ends with its process.
+
+    Args:
+      path: the file of the lock. It says who holds it, and is removed at the end; one that a kill has left locks
+        nothing.
+      what: is locked, for the message.
+
+    Raises:
+      LockedError: another process holds it.
+    """
+    path = Path(path)
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            file.close()
+            raise LockedError(f"{what} is in use by {holder}. Wait until it has ended, or end it") from None
+        except OSError:  # a file system without locks
+            break
+        try:
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        file.close()  # its last holder has removed it since it was opened here
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()

@@ -20,11 +20,12 @@ from trm_jax.runtime.progress import Values, _plain
 class MetricWriter:
     """Appends records to `workdir/metrics.jsonl` and `workdir/tensorboard`; a context manager.
 
-    Every record is complete on disk when `write` returns. Records after `resume_step` (0: a new run) are of
-    steps that will be done again: they, and lines that a kill cut short, are removed.
+    Every record's line is complete on disk when `write` returns, TensorBoard's file when `flush` does. Records after
+    `resume_step` (0: a new run) are of steps that will be done again: they, and lines that a kill cut short, are
+    removed; so are evaluations of `resume_step` itself if it is not `evaluated` yet.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_step: int = 0):
+    def __init__(self, workdir: str | os.PathLike, resume_step: int = 0, evaluated: bool = True):
         self._lines = self._board = None
         if not is_primary():
             return
@@ -32,7 +33,7 @@ class MetricWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         path, board = workdir / "metrics.jsonl", workdir / "tensorboard"
         if path.exists():
-            _truncate(path, resume_step)
+            _truncate(path, resume_step, evaluated)
         self._lines = path.open("a", encoding="utf-8", buffering=1)
         purge = resume_step + 1 if board.exists() else None
         self._board = SummaryWriter(str(board), purge_step=purge, flush_secs=30)
@@ -52,6 +53,10 @@ class MetricWriter:
             if not isinstance(value, str) and math.isfinite(value):
                 self._board.add_scalar(name, value, int(step))
 
+    def flush(self) -> None:
+        if self._board is not None:
+            self._board.flush()
+
     def close(self) -> None:
         if self._lines is not None:
             self._lines.close()
@@ -65,14 +70,16 @@ class MetricWriter:
         self.close()
 
 
-def _truncate(path: Path, last_step: int) -> None:
-    """Drops the records after `last_step`, and lines that are not records."""
+def _truncate(path: Path, last_step: int, evaluated: bool) -> None:
+    """Drops the records after `last_step`, evaluations of it if it is not evaluated, and lines that are no records."""
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and record.get("step", last_step + 1) <= last_step:
+        step = record.get("step") if isinstance(record, dict) else None
+        again = step == last_step and not evaluated and any(name.startswith("eval/") for name in record)
+        if isinstance(step, int) and step <= last_step and not again:
             kept.append(line + "\n")
     write_file(path, "".join(kept))

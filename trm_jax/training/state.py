@@ -1,4 +1,4 @@
-"""What a run is made of: its data, its model, and the state that a checkpoint holds. Shared by the three jobs."""
+"""The state that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -20,5 +20,3 @@ class TrainState(NamedTuple):
     ema: Any  # like params, or () without EMA
     key: Array  # of the run; step t uses fold_in(key, t)
     carry: Any  # what the slots hold, see supervision.py
-
-

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
@@ -26,7 +27,9 @@ def state_specs(system: System, mesh: Mesh) -> TrainState:
 
 
 def make_step(system: System, mesh: Mesh, L: int):
-    """The jitted step (state, batch) -> (state, sums) for L inner cycles; its state is donated.
+    """The jitted step (state, batch) -> (state, sums, gradient norm) for L inner cycles; its state is donated.
+
+    The norm is that of the whole batch's gradient before it is clipped, float32 [].
 
     Every device works on its part of the batch; gradients, the gradients of the puzzle table's rows and the sums
     meet in one all-reduce of one vector. (Left to the partitioner, each parameter's gradient would be reduced on
@@ -36,7 +39,7 @@ def make_step(system: System, mesh: Mesh, L: int):
     e, contract, optimizer = system.experiment, system.contract, system.optimizer
     split = puzzle_table.is_split(system.model, mesh)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums | DeepSums]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums | DeepSums, jax.Array]:
         t = state.step + 1
         k_begin, k_loss = jax.random.split(jax.random.fold_in(state.key, t))
         b = batch.inputs.shape[0]
@@ -58,6 +61,7 @@ def make_step(system: System, mesh: Mesh, L: int):
         grads, summed, sums = unravel(lax.psum(flat, AXIS))
         row_sums = row_sums if split else summed
         grads = jax.tree.map(lambda g: g / e.global_batch_size, grads)
+        norm = optax.tree.norm(grads)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p + u, state.params, updates)
@@ -68,11 +72,11 @@ def make_step(system: System, mesh: Mesh, L: int):
         if table is not None:
             lr = e.puzzle_emb_lr * system.curriculum.learning_rate_factor(t)
             table = optimizers.sign_sgd(table, distinct, row_sums, lr, e.puzzle_emb_weight_decay)
-        return TrainState(t, params, state.fixed, table, opt_state, ema, state.key, carry), sums
+        return TrainState(t, params, state.fixed, table, opt_state, ema, state.key, carry), sums, norm
 
     specs = state_specs(system, mesh)
     batch_specs = Batch(P(AXIS), P(AXIS), P(AXIS))
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(specs, batch_specs), out_specs=(specs, P()), check_vma=False)
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(specs, batch_specs), out_specs=(specs, P(), P()), check_vma=False)
     return jax.jit(mapped, donate_argnums=0)
 
 
@@ -80,11 +84,8 @@ def place(system: System, mesh: Mesh) -> TrainState:
     """A fresh state, made where it belongs."""
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(system, mesh),
                              is_leaf=lambda x: isinstance(x, P))
-    # A sharding stands for the whole subtree under it.
-    abstract = jax.eval_shape(system.init_state)
-    full = TrainState(*(jax.tree.map(lambda _, s=s: s, a) if isinstance(s, NamedSharding) else s
-                        for a, s in zip(abstract, shardings)))
-    return jax.jit(system.init_state, out_shardings=full)()
+    return jax.jit(system.init_state, out_shardings=shardings)()
+
 
 
 class Compiler:

@@ -27,16 +27,11 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from trm_jax import config, puzzles
-from trm_jax.data import dataset
-from trm_jax.data.loading import Dataset
 from trm_jax.data.shape import Shape
 from trm_jax.models.network import Bound, Model, Weights
-from trm_jax.puzzles import puzzle_of
 from trm_jax.runtime import distributed
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.training import run_folder
-from trm_jax.training.run_weights import load_weights
-from trm_jax.training.system import System, total_steps
 
 FORMAT = 1
 TRAINED = Path(__file__).parent / "trained"  # the files that come with this package, by name
@@ -77,19 +72,14 @@ class Export(NamedTuple):
 def from_run(workdir: str | os.PathLike) -> Export:
     """The best checkpoint of a run (else its last one), with the evaluation of that step if there is one.
 
-    Raises CheckpointError or DatasetError: the shape of the data is read from the dataset folder.
+    Its dataset need not be there. Raises CheckpointError.
     """
-    experiment = config.parse(run_folder.read_config(workdir))
-    data = Dataset.load(experiment)
-    system = System(experiment, data.shape, total_steps(experiment, data.train.metadata))
-    weights, step = load_weights(system, workdir, distributed.data_mesh(jax.local_devices()[:1]))
-    evaluation = Path(workdir) / "eval" / f"step_{step}.json"
-    return Export(experiment, data.shape, puzzle_of(data.domain), weights, {
-        "parameters": "EMA" if experiment.ema else "last",
-        "step": step, "total_steps": system.total_steps, "L": system.curriculum.L(step),
-        "evaluation": json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else None,
-        "dtype": "float32", "versions": distributed.versions()},
-        dataset.load_identifiers(experiment.data.path) if data.domain.identifies_tasks else None)
+    run = run_folder.open_run(workdir)
+    weights, step = run.weights(distributed.data_mesh(jax.local_devices()[:1]))
+    return Export(run.experiment, run.shape, run.puzzle, weights, {
+        "parameters": "EMA" if run.experiment.ema else "last",
+        "step": step, "total_steps": run.total_steps, "L": run.L(step), "evaluation": run.evaluation(step),
+        "dtype": "float32", "versions": distributed.versions()}, run.identifiers)
 
 
 def named() -> list[str]:
