@@ -293,7 +293,7 @@ def load_test_puzzles(path) -> dict[str, Any]:
     file = pathlib.Path(path) / "test_puzzles.json"
     if not file.is_file():
         raise DatasetError(f"{file} is missing: {path} is no ARC dataset folder")
-    dataset.require_unchanged(path, lambda name: name == file.name)
+    dataset.require_unchanged(path, file.name)
     puzzles = _read_object(file)
     for name, task in puzzles.items():
         if not isinstance(task, dict) or not isinstance(task.get("test"), list):

@@ -27,7 +27,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,7 @@ def load(path, split: str, make: str = "") -> Split:
     folder = path / split
     if not (folder / "dataset.json").is_file():
         raise DatasetError(f"{path} is not a dataset folder: has no {split}/dataset.json")
-    require_unchanged(path, lambda name: name.startswith(f"{split}/"))
+    require_unchanged(path, f"{split}/")
     metadata = _read_metadata(folder / "dataset.json")
     arrays = {name: _read_array(folder, name) for name in ARRAYS}
     extras: dict[str, Any] = {name: _read_array(folder, name) for name in EXTRAS if _npy(folder, name).exists()}
@@ -150,7 +150,7 @@ def load_provenance(path) -> dict[str, Any] | None:
     file = pathlib.Path(path) / "provenance.json"
     if not file.exists():
         return None
-    require_unchanged(path, lambda name: name == file.name)
+    require_unchanged(path, file.name)
     provenance = _read_json(file)
     if not isinstance(provenance, dict) or not isinstance(provenance.get("puzzle", {}), dict):
         raise DatasetError(f"{file} is not as trm_jax.data writes it: it must hold an object, and puzzle be one too")
@@ -167,7 +167,7 @@ def load_domain(path, name: str, seq_len: int) -> puzzles.Domain:
 
 
 def load_identifiers(path) -> list[str]:
-    require_unchanged(path, lambda name: name == "identifiers.json")
+    require_unchanged(path, "identifiers.json")
     names = _read_json(pathlib.Path(path) / "identifiers.json")
     if not isinstance(names, list):
         raise DatasetError(f"{pathlib.Path(path) / 'identifiers.json'}: must hold a list of names")
@@ -191,14 +191,21 @@ def _checksums(path) -> dict[str, str]:
     return sums
 
 
-def require_unchanged(path, which: Callable[[str], bool]) -> None:
-    """Raises DatasetError unless the files whose names `which` takes are as they were written; where nothing says how
-    they were, nothing is raised."""
-    if sums := {name: value for name, value in _checksums(path).items() if which(name)}:
-        try:
-            files.compare(path, sums)
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{path} is damaged: {error}; make the dataset again") from error
+def require_unchanged(path, *names: str) -> None:
+    """Raises DatasetError unless these files are as they were written; where nothing says how they were, nothing is
+    raised. A name that ends with / stands for all files in that folder."""
+    sums, folder = _checksums(path), pathlib.Path(path)
+    if not sums:
+        return
+    wanted = {name for name in sums if name in names or name.startswith(tuple(n for n in names if n.endswith("/")))}
+    there = {file.relative_to(folder).as_posix() for name in names if name.endswith("/")
+             for file in (folder / name).glob("*") if file.suffix in (".npy", ".json")}
+    try:
+        if unknown := sorted((there | {name for name in names if not name.endswith("/")}) - wanted):
+            raise ValueError(f"{unknown[0]} is not in its {CHECKSUMS}")
+        files.compare(path, {name: sums[name] for name in wanted})
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} is damaged: {error}; make the dataset again") from error
 
 
 def check(split: Split, folder) -> None:

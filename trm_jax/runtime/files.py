@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import math
@@ -61,13 +60,7 @@ def _json(value: Any) -> Any:
 
 
 def digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal. A file that has not changed since is not read again by this process."""
-    status = os.stat(path)
-    return _digest(os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1024)
-def _digest(path: str, *_: int) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
