@@ -50,7 +50,7 @@ def test_answers_are_the_votes_of_every_symmetry(export, tasks):
     solver = Solver.of(export)
     assert isinstance(solver, arc_solver.ArcSolver) and set(solver.tasks) >= {task["id"] for task in tasks}
     task = tasks[0]
-    [answer] = solver.solve([task], max_steps=2)
+    [answer] = solver.solve([task], max_cycles=2)
     model, w = export.model, export.weights
     ballots = [{} for _ in task["test"]]
     for row, name in enumerate(export.identifiers):
@@ -69,7 +69,7 @@ def test_answers_are_the_votes_of_every_symmetry(export, tasks):
         assert list(votes) == sorted(ballot.values(), reverse=True)[:len(votes)] and len(grids) == min(2, len(ballot))
         assert [ballot[arc.grid_key(grid)] for grid in grids] == list(votes)
     assert not answer.verified and "differs from the solution" in answer.status
-    [short] = solver.solve([task], max_steps=2, symmetries=1)
+    [short] = solver.solve([task], max_cycles=2, symmetries=1)
     assert short.of == 1 and short.votes[0] == (1,)
 
 
@@ -78,7 +78,7 @@ def test_what_the_embedding_does_not_allow_is_said(export, tasks):
     bad = [{"id": "00000000", "test": tasks[0]["test"]}, {"id": tasks[0]["id"]}, "12",
            {"id": tasks[0]["id"], "test": [{"input": [[1, 11]]}]},
            {"id": tasks[0]["id"], "test": [{"input": [[1], [1, 2]]}]}]
-    *refused, fine = solver.solve([*bad, {**tasks[0], "test": [{"input": tasks[0]["test"][0]["input"]}]}], max_steps=2)
+    *refused, fine = solver.solve([*bad, {**tasks[0], "test": [{"input": tasks[0]["test"][0]["input"]}]}], max_cycles=2)
     for answer, why in zip(refused, ("was not in this network's training", 'has no "test"', "an ARC task is an object",
                                      "test 1 has 11 in row 1", "test 1 is ragged")):
         assert why in answer.status and not answer.attempts and answer.to_json()["answer"] is None
@@ -91,7 +91,7 @@ def test_an_exported_file_knows_its_tasks(export, tmp_path, tasks):
     weights_file.save(tmp_path / "w", export, "float32")
     read = weights_file.load(tmp_path / "w")
     assert read.identifiers == export.identifiers
-    a, b = (Solver.of(e).solve(tasks[:1], max_steps=1)[0] for e in (export, read))
+    a, b = (Solver.of(e).solve(tasks[:1], max_cycles=1)[0] for e in (export, read))
     assert a.to_json() == b.to_json()
     weights_file.save(tmp_path / "short", export._replace(identifiers=export.identifiers[:-1]))
     with pytest.raises(weights_file.WeightsError, match="names .* of its"):
@@ -102,7 +102,7 @@ def test_command_line(export, tmp_path, tasks, monkeypatch, capsys):
     weights_file.save(tmp_path / "w", export)
     challenges = {tasks[0]["id"]: {"test": tasks[0]["test"]}, "0": {"test": []}}
     (tmp_path / "c.json").write_text(json.dumps(challenges))
-    args = [f"--weights={tmp_path / 'w'}", "--compilation_cache=", "--max_steps=1"]
+    args = [f"--weights={tmp_path / 'w'}", "--compilation_cache=", "--max_cycles=1"]
     assert command.main([*args, "--format=json", f"--file={tmp_path / 'c.json'}"]) == 1
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["id"] == tasks[0]["id"] and 1 <= len(first["attempts"][0]) <= 2 and second["attempts"] == []
@@ -116,10 +116,11 @@ def test_command_line(export, tmp_path, tasks, monkeypatch, capsys):
 
 def test_watched_and_drawn(export, tmp_path, capsys):
     weights_file.save(tmp_path / "w", export)
-    task = command.load_example(export, 0)[0]
-    for tokens in Solver.of(export).trace(task, 2).tokens:
+    solver = Solver.of(export)
+    task, _ = solver.example(export.experiment.data, 0)
+    for tokens in solver.trace(task, 2).tokens:
         grid = arc.crop(tokens)
         assert (tokens >= arc.FIRST_COLOUR).sum() == grid.size, "nothing is shown that is not the answer"
-    args = [f"--weights={tmp_path / 'w'}", "--compilation_cache=", "--max_steps=2", "--example=0"]
+    args = [f"--weights={tmp_path / 'w'}", "--compilation_cache=", "--max_cycles=2", "--example=0"]
     assert page.main([*args, f"--out={tmp_path / 'think.html'}"]) == 1
     assert '"drawing"' in (tmp_path / "think.html").read_text() and arc_solver.NO_RULES in capsys.readouterr().err

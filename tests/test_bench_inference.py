@@ -83,8 +83,8 @@ def test_commands(tmp_path, capsys):
     result = json.loads(out.read_text())
     assert result["examples"] == 4 and result["sample"] == "a seeded sample of 9" and len(result["spend"]) == 2
     assert "right, in %" in capsys.readouterr().out
-    assert bench_inference.main(["spend", *source, "--cycles=3", "--restarts=2"]) == 2
-    assert "--cycles=3 cannot be shared out among 2 restarts" in capsys.readouterr().err
+    assert bench_inference.main(["spend", *source, "--max_cycles=3", "--tries=2"]) == 2
+    assert "--max_cycles=3 cannot be shared out among 2 tries" in capsys.readouterr().err
     other = tiny.make_dataset(tmp_path / "six", domain=puzzles.get("sudoku", box_rows=2, box_cols=3))
     assert bench_inference.main(["speed", *source[:2], f"--data={other}"]) == 2
     assert "puzzles of another size" in capsys.readouterr().err

@@ -287,7 +287,7 @@ def test_from_ours_to_theirs_and_back_on_the_command_line(tmp_path, sudoku, caps
     tiny.assert_identical(loaded.weights, sudoku.weights)
     assert loaded.experiment.arch == sudoku.experiment.arch and loaded.puzzle == sudoku.puzzle
     assert (loaded.metadata["step"], loaded.metadata["L"]) == (3, 6)
-    answers = [solver.Solver.load(path).solve(["1..." + 12 * "."], max_steps=2)[0].text for path in (ours, again)]
+    answers = [solver.Solver.load(path).solve(["1..." + 12 * "."], max_cycles=2)[0].text for path in (ours, again)]
     assert answers[0] == answers[1] != ""
 
     tied = {"tie_head": True, "mlp_norm_axis": "token"}

@@ -98,9 +98,9 @@ def test_encode_reads_a_pasted_grid():
     ("123", r"got 3 cells, expected 16 \(4x4\)"),
     ("", "got 0 cells, expected 16"),
     ("1234" * 5, "got 20 cells, expected 16"),
-    ("1234" * 3 + "12x4", "'x' at position 15"),
+    ("1234" * 3 + "12z4", "'z' at position 15"),
     ("5234" * 4, "'5' at position 1: a cell is one of 1234"),
-    ("1234\n34-2\n2143\n4321", "'-' at line 2, column 3"),
+    ("1234\n34z2\n2143\n4321", "'z' at line 2, column 3"),
     ("----" * 4, "got 0 cells"),
 ])
 def test_encode_refuses(text, message):

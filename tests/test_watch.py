@@ -107,7 +107,7 @@ def test_the_page_holds_the_trace(solver):
         assert [held["words"][i] for i in held["says"]] == [DOMAIN.explain(inputs, t) for t in tokens]
         assert held["cycles"] == list(range(1, len(tokens) + 1)) and held["stands"] == trace.stands_since
         assert (held["settled"], held["status"]) == (answer.settled, answer.status)
-        [again] = solver.solve([DOMAIN.decode(inputs)], max_steps=len(tokens), settle=4)
+        [again] = solver.solve([DOMAIN.decode(inputs)], max_cycles=len(tokens), settle=4)
         np.testing.assert_array_equal(tokens[-1], again.tokens)
 
 
@@ -228,7 +228,7 @@ def test_without_matplotlib_it_says_so_at_once(cli, monkeypatch):
 
 @pytest.mark.parametrize("args, message", [
     ([], "no puzzle given"), (["12"], "none of the puzzles could be shown; nothing was written"),
-    (["--max_steps=0", text(2)], "steps = 0"), (["--out=w/x.html", text(2)], "w"),
+    (["--max_cycles=0", text(2)], "steps = 0"), (["--out=w/x.html", text(2)], "w"),
     (["--file=none.txt"], "none.txt: No such file"), (["--example=0"], "no dataset folder nowhere")])
 def test_bad_usage_is_status_2(cli, tmp_path, args, message):
     status, out, err = cli(*args)

@@ -18,10 +18,11 @@ from trm_jax import config
 from trm_jax.data import arc_build
 from trm_jax.inference import arc_voting, engine
 from trm_jax.inference.choice import STOPS, Jobs
+from trm_jax.inference.kinds import other_kind
 from trm_jax.inference.settings import Settings
 from trm_jax.inference.solver import Answer, SolveError, Solver, Trace
 from trm_jax.models.network import Bound
-from trm_jax.puzzles import Domain, PuzzleError, arc
+from trm_jax.puzzles import Domain, Piece, PuzzleError, arc
 from trm_jax.weights import weights_file
 
 NO_RULES = "ARC has no rules to verify an answer by"
@@ -34,6 +35,10 @@ class ArcAnswer(Answer):
     attempts: tuple[tuple[np.ndarray, ...], ...] = ()  # per test input the grids with most votes, at most two
     votes: tuple[tuple[int, ...], ...] = ()  # how many of `of` each of them got
     of: int = 0  # votes per test input
+
+    @property
+    def tryable(self) -> bool:
+        return False
 
     @property
     def status(self) -> str:
@@ -72,19 +77,20 @@ class ArcSolver(Solver, puzzle="arc"):
         """IDs of the tasks that can be answered."""
         return list(self._rows)
 
-    def solve(self, puzzles: Sequence[Mapping[str, Any]], *, max_steps: int = 16, settle: int = 0, symmetries: int = 0,
-              report: Callable[[int, int], None] | None = None, **settings: Any) -> list[ArcAnswer]:
+    def solve(self, puzzles: Sequence[Mapping[str, Any]], *, max_cycles: int = 16, settle: int = 0, symmetries: int = 0,
+              report: Callable[[int, int], None] | None = None, each: Callable[[int, Answer], None] | None = None,
+              **settings: Any) -> list[ArcAnswer]:
         """Answers in the order of the tasks.
 
         Args:
-          max_steps, settle, settings: as Solver.solve's. One try per symmetry.
+          max_cycles, settle, each, settings: as Solver.solve's. One try per symmetry.
           symmetries: of a task at most so many of its identifiers are asked, the task as it is first; 0: all.
         """
         if isinstance(puzzles, (str, Mapping)):
             raise SolveError("tasks must be a list of tasks; put the one in brackets")
         if settings.get("tries", 1) != 1:
             raise SolveError(f"tries = {settings['tries']}: a task of ARC is tried once under each symmetry")
-        settings = Settings(max_cycles=max_steps, settle=settle, **settings)
+        settings = Settings(max_cycles=max_cycles, settle=settle, **settings)
         answers: list[ArcAnswer | None] = [None] * len(puzzles)
         inputs, rows, read = [], [], {}
         for i, task in enumerate(puzzles):
@@ -107,6 +113,8 @@ class ArcSolver(Solver, puzzle="arc"):
                 part = slice(first, first + of * len(tests))
                 answers[i] = self._answer_task(name, tests, of, inputs[part], rows[part], found.answers.take(part),
                                                found.begun[part])
+        for i, answer in enumerate(answers if each is not None else ()):
+            each(i, answer)
         return answers
 
     def _answer_task(self, name: str, tests: list, of: int, inputs, rows, answers: Jobs, begun) -> ArcAnswer:
@@ -129,9 +137,13 @@ class ArcSolver(Solver, puzzle="arc"):
 
     def _read_task(self, task: Any) -> tuple[str, list]:
         """(ID, [(input, output or None), ...]); PuzzleError says what is wrong."""
-        if not isinstance(task, Mapping) or not isinstance(task.get("id"), str):
-            raise PuzzleError('an ARC task is an object with "id" and "test"')
-        tests, name = task.get("test"), task["id"]
+        if isinstance(task, Exception):
+            raise task
+        task_id = (task.get("id") or task.get("task_id")) if isinstance(task, Mapping) else None
+        if not isinstance(task_id, str):
+            kind = other_kind(task.text if isinstance(task, Piece) else task, self.domain)
+            raise PuzzleError(kind or 'an ARC task is an object with "id" and "test"')
+        tests, name = task.get("test"), task_id
         if not isinstance(tests, (list, tuple)) or not tests:
             raise PuzzleError('has no "test": a list of at least one {"input": grid}')
         pairs = []

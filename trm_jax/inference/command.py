@@ -1,13 +1,14 @@
 """Answers puzzles with a trained run or a weights file.
 
     python -m trm_jax.solve "5...27..9..41......5..3..."                  with the weights that come with this package
-    python -m trm_jax.solve --workdir=runs/quick < puzzles.txt            one puzzle per line, answers in their order
+    python -m trm_jax.solve --workdir=runs/quick < puzzles.txt            answers in the order of the puzzles
     python -m trm_jax.solve --weights=quick.safetensors --file=puzzles.json --format=json --tries=8
     python -m trm_jax.solve --workdir=runs/quick --example=3 --watch      the answer as it fills in
 
-A line is a puzzle as text, or JSON: a string, or an object {"puzzle": "...", "id": ...}; a .json file is a list of
-these, or an object of them by id, such as ARC's challenges: a task is {"test": [{"input": grid}, ...]}. A puzzle is
-done when the rules accept its answer, when the answer has stood still, or when its budget is spent.
+Puzzles are read as people have them: one a line, with or without a name or rating; grids of several lines, drawn or
+not; CSV with a header; JSON, one value or one a line: texts, lists of rows, objects {"puzzle": ..., "id": ...} and ARC
+tasks. --file may be a folder of such files. A puzzle is done when the rules accept its answer, when the answer has
+stood still, or when its budget is spent.
 
 The exit status is 0 if the verifier accepts every answer, 1 if not, 2 if nothing could be tried.
 """
@@ -17,87 +18,80 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from trm_jax import puzzles
 from trm_jax.inference.choice import CRITERIA, ORDER
-from trm_jax.inference.requests import Request, read_requests
+from trm_jax.inference.requests import Request, read_path, read_requests
 from trm_jax.inference.solver import Answer, SolveError, Solver, Trace
 from trm_jax.inference.text_film import frames, side_by_side
-from trm_jax.runtime import distributed
+from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import guarded
 from trm_jax.weights import weights_file
-
-# The command line.
 
 
 def open_source(args: argparse.Namespace) -> weights_file.Export:
     """The export behind --workdir or --weights, with compiled programs kept between calls."""
     distributed.enable_compilation_cache(args.compilation_cache)
-    if args.workdir:
-        return weights_file.from_run(args.workdir)
-    return weights_file.read(args.weights or weights_file.DEFAULT)
+    return weights_file.read(args.source)
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--workdir", help="folder of a run; its best checkpoint is used")
-    source.add_argument("--weights", metavar="FILE", help="file written by python -m trm_jax.weights, or a name: "
-                        f"{', '.join(weights_file.named())} (default: {weights_file.DEFAULT})")
-    parser.add_argument("--compilation_cache", default=distributed.COMPILED,
-                        help="folder that keeps compiled programs between calls; empty: none")
-    parser.add_argument("--max_steps", type=int, default=256, help="outer cycles at most (%(default)s)")
-    parser.add_argument("--settle", type=int, default=8,
-                        help="stop when the answer has stood still for so many outer cycles (%(default)s)")
+    arguments.add_source(parser, weights_file.named(), weights_file.DEFAULT)
+    arguments.add_cache(parser, distributed.COMPILED)
+    arguments.add_max_cycles(parser, 256)
+    arguments.add_settle(parser)
 
 
 def requests_of(args: argparse.Namespace, export: weights_file.Export) -> list[Request]:
     """What the arguments ask for: --example, then puzzles, then --file; standard input if there is none of these."""
+    domain = export.domain
     asked = [Request(f"test puzzle {number}", *Solver.of(export).example(export.experiment.data, number))
              for number in args.example]
-    asked += [Request(f"puzzle {i}", text) for i, text in enumerate(args.puzzle, 1)]
+    asked += [Request(f"puzzle {i}", puzzle.puzzle) for i, puzzle in enumerate(
+        (request for text in args.puzzle for request in _of_argument(text, domain)), 1)]
     if args.file and args.file != "-":
-        file = Path(args.file)
-        try:
-            asked += read_requests(file.read_text(encoding="utf-8"), file.suffix == ".json", file.stem)
-        except (OSError, UnicodeDecodeError, SolveError) as error:
-            raise SolveError(f"{args.file}: {getattr(error, 'strerror', None) or error}") from None
+        asked += read_path(args.file, domain)
     elif args.file or not asked:
         if sys.stdin.isatty():
-            print("puzzles, one per line, then Ctrl-D:", file=sys.stderr)
-        asked += read_requests(sys.stdin.read())
+            print("puzzles, then Ctrl-D:", file=sys.stderr)
+        asked += read_requests(getattr(sys.stdin, "buffer", sys.stdin).read(), domain)
     if not asked:
         raise SolveError("no puzzle given: as an argument, by --file, by --example N, or on standard input")
     return asked
 
 
+def _of_argument(text: str, domain: puzzles.Domain) -> list[Request]:
+    return read_requests(text, domain) or [Request("puzzle", puzzles.PuzzleError("is empty"))]
+
+
 def add_puzzles(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--example", type=int, action="append", default=[], metavar="N", help="puzzle N of the run's "
-                        "test set, counted from 0; may be given several times")
-    parser.add_argument("--file", help="puzzles one per line, or .json; -: standard input")
-    parser.add_argument("puzzle", nargs="*", help="puzzles as text; without any, one per line of standard input")
+    parser.add_argument("--example", type=arguments.integer(0), action="append", default=[], metavar="N",
+                        help="puzzle N of the run's test set, counted from 0; may be given several times")
+    parser.add_argument("--file", type=arguments.text, help="text, JSON or CSV, or a folder of them; -: standard input")
+    parser.add_argument("puzzle", nargs="*", help="puzzles as text; without any, those of standard input")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.solve", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = arguments.Parser("python -m trm_jax.solve", __doc__)
     add_source(parser)
-    parser.add_argument("--tries", type=int, default=1, help="of a puzzle that the rules do not accept (%(default)s)")
-    parser.add_argument("--restarts", dest="tries", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle"), help="tell tries "
-                        "apart by a symmetry of the puzzle, noise at the start, or noise in every cycle (%(default)s)")
-    parser.add_argument("--sigma", type=float, default=0.3, help="of that noise (%(default)s)")
-    parser.add_argument("--choose", default=",".join(ORDER), help="between the answers of tries none of "
-                        f"which is verified; some of {','.join(CRITERIA)}, the first one first (%(default)s)")
-    parser.add_argument("--tolerance", type=float, default=0, help="stop when the latents change by less than this "
-                        "share of themselves; 0: never mind")
-    parser.add_argument("--calls", type=int, default=0, help="of the network, for one puzzle with all its tries; 0: no "
-                        "limit")
-    parser.add_argument("--seconds", type=float, default=0, help="for all puzzles together; 0: no limit")
-    parser.add_argument("--seed", type=int, default=0, help="of the tries (%(default)s)")
+    arguments.add_tries(parser)
+    parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle"), help="tell tries apart "
+                        "by a symmetry of the puzzle, noise at the start, or noise in every cycle (%(default)s)")
+    parser.add_argument("--sigma", type=arguments.number(0), default=0.3, help="of that noise (%(default)s)")
+    parser.add_argument("--choose", type=arguments.listed(arguments.one_of(*CRITERIA)), default=ORDER,
+                        help="between the answers of tries none of which is verified; some of "
+                        f"{','.join(CRITERIA)}, the first one first ({','.join(ORDER)})")
+    parser.add_argument("--tolerance", type=arguments.number(0), default=0, help="stop when the latents change by less "
+                        "than this share of themselves; 0: never mind")
+    parser.add_argument("--calls", type=arguments.integer(0), default=0, help="of the network, for one puzzle with all "
+                        "its tries; 0: no limit")
+    parser.add_argument("--seconds", type=arguments.number(0), default=0, help="for all puzzles together; 0: no limit")
+    arguments.add_seed(parser, "of the tries")
     parser.add_argument("--format", choices=("text", "json", "picture"), help="of the answers on standard output: a "
                         "line of text each, a line of JSON each, or drawn (default: drawn on a terminal, else text)")
     parser.add_argument("--watch", action="store_true", help="show the plain answer as it fills in")
@@ -105,29 +99,81 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.watch and (args.tries > 1 or args.format == "json"):
         parser.error("--watch shows one try of each puzzle, as a picture: without --tries and --format=json")
-    return guarded(lambda: _answer(args))
+    return guarded(lambda: _answer(args, argv))
 
 
-def _answer(args: argparse.Namespace) -> int:
+def _answer(args: argparse.Namespace, argv: Sequence[str]) -> int:
     export = open_source(args)
     asked = requests_of(args, export)
     solver = Solver.of(export)
     tty = sys.stdout.isatty()
     color = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    if args.watch:
-        answers = [_watch(solver, request, args, color) for request in asked]
-    else:
-        fine = [request for request in asked if not isinstance(request.puzzle, Exception)]
-        found = iter(solver.solve([request.puzzle for request in fine], max_steps=args.max_steps, settle=args.settle,
-                                  tries=args.tries, vary=args.vary, sigma=args.sigma, seed=args.seed,
-                                  max_seconds=args.seconds, max_calls=args.calls, tolerance=args.tolerance,
-                                  choose=tuple(args.choose.split(","))))
-        answers = [Answer.refused(r.puzzle) if isinstance(r.puzzle, Exception) else next(found) for r in asked]
-        form = args.format or ("picture" if tty else "text")
-        for request, answer in zip(asked, answers):
-            print(shown(solver, request, answer, form, color), flush=True)
-            print(f"{request.name}: {answer.status}", file=sys.stderr, flush=True)
+    try:
+        if args.watch:
+            answers = [_watch(solver, request, args, color) for request in asked]
+            return 0 if all(answer.verified for answer in answers) else 1
+        printer = _Printer(solver, asked, args.format or ("picture" if tty else "text"), color)
+        try:
+            answers = solver.solve([request.puzzle for request in asked], max_cycles=args.max_cycles,
+                                   settle=args.settle, tries=args.tries, vary=args.vary, sigma=args.sigma,
+                                   seed=args.seed, max_seconds=args.seconds, max_calls=args.calls,
+                                   tolerance=args.tolerance, choose=args.choose, each=printer.take)
+        except KeyboardInterrupt:
+            printer.print_rest()
+            raise
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        return 1
+    if advice := what_next(answers, args, argv):
+        print(advice, file=sys.stderr)
     return 0 if all(answer.verified for answer in answers) else 1
+
+
+class _Printer:
+    """Prints answers in the order of their puzzles, each as soon as it and those before it are there."""
+
+    def __init__(self, solver: Solver, asked: Sequence[Request], form: str, color: bool):
+        self._solver, self._asked, self._form, self._color = solver, asked, form, color
+        self._found: dict[int, Answer] = {}
+        self._next = 0
+
+    def take(self, i: int, answer: Answer) -> None:
+        self._found[i] = answer
+        while self._next in self._found:
+            self._print(self._found.pop(self._next))
+
+    def print_rest(self) -> None:
+        """What is there of an interrupted work; those in between count as not answered."""
+        late = Answer("", None, False, "interrupted", 0, 0, "interrupted")
+        for i in range(self._next, max(self._found, default=-1) + 1):
+            self._print(self._found.get(i, late))
+
+    def _print(self, answer: Answer) -> None:
+        request = self._asked[self._next]
+        self._next += 1
+        print(shown(self._solver, request, answer, self._form, self._color), flush=True)
+        print(arguments.plain(f"{request.name}: {answer.status}"), file=sys.stderr, flush=True)
+
+
+def what_next(answers: Sequence[Answer], args: argparse.Namespace, argv: Sequence[str]) -> str:
+    """A command that is worth trying for those answers that are not verified; "" if there is none."""
+    open_ones = [answer for answer in answers if answer.tokens is not None and not answer.verified
+                 and answer.stop != "interrupted" and "no solution" not in answer.reason]
+    if not open_ones or not any(answer.tryable for answer in open_ones):
+        return ""
+    settled = sum(answer.settled for answer in open_ones)
+    tries = args.tries if 2 * settled < len(open_ones) and args.tries > 1 else max(16, 4 * args.tries)
+    cycles = args.max_cycles if 2 * settled > len(open_ones) else 4 * args.max_cycles
+    names = ("--tries", "--restarts", "--max_cycles", "--max_steps", "--cycles", "--limit")
+    kept, skip = [], False
+    for word in argv:
+        if skip or word.partition("=")[0] in names:
+            skip = not skip and "=" not in word
+            continue
+        kept.append(word)
+    command = shlex.join(["python", "-m", "trm_jax.solve", f"--tries={tries}", f"--max_cycles={cycles}", *kept])
+    return arguments.plain(f"{len(open_ones)} of {len(answers)} not verified; more tries, and longer ones, find more: "
+                           f"{command}" + ("" if args.puzzle or args.file or args.example else " < PUZZLES"))
 
 
 def shown(solver: Solver, request: Request, answer: Answer, form: str, color: bool) -> str:
@@ -140,7 +186,7 @@ def shown(solver: Solver, request: Request, answer: Answer, form: str, color: bo
 
 
 def _watch(solver: Solver, request: Request, args: argparse.Namespace, color: bool) -> Answer:
-    name = request.name
+    name = arguments.plain(request.name)
     try:
         trace = trace_of(solver, request, args)
     except puzzles.PuzzleError as error:
@@ -150,15 +196,13 @@ def _watch(solver: Solver, request: Request, args: argparse.Namespace, color: bo
         columns = shutil.get_terminal_size().columns
         print(f"{name} ({'highlighted' if color else '*'}: changed since the grid before; clash: a broken rule)")
         print(side_by_side(frames(solver.domain, trace, color), columns), flush=True)
-    print(f"{name}: {answer.status}", file=sys.stderr, flush=True)
+    print(arguments.plain(f"{name}: {answer.status}"), file=sys.stderr, flush=True)
     return answer
 
 
 def trace_of(solver: Solver, request: Request, args: argparse.Namespace) -> Trace:
     """Raises PuzzleError where there is no puzzle to trace."""
-    if isinstance(request.puzzle, Exception):
-        raise request.puzzle
-    return solver.trace(request.puzzle, args.max_steps, settle=args.settle)
+    return solver.trace(request.puzzle, args.max_cycles, settle=args.settle)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -14,9 +14,11 @@ import numpy as np
 from trm_jax import config, puzzles
 from trm_jax.data import dataset
 from trm_jax.inference import engine
-from trm_jax.inference.choice import STOPS
+from trm_jax.inference.choice import STOPS, Jobs
+from trm_jax.inference.kinds import other_kind
 from trm_jax.inference.settings import Settings
 from trm_jax.models.network import Bound
+from trm_jax.puzzles.domain import PUZZLE_NAMES
 from trm_jax.recursion import Latents
 from trm_jax.runtime.errors import UserError
 from trm_jax.weights import weights_file
@@ -45,6 +47,11 @@ class Answer:
     def settled(self) -> bool:
         """It stood still, or its latents did."""
         return self.stop in ("settled", "converged")
+
+    @property
+    def tryable(self) -> bool:
+        """More tries or cycles may bring a better answer, and the rules would tell."""
+        return self.tokens is not None and not self.verified
 
     @property
     def status(self) -> str:
@@ -94,24 +101,48 @@ def _trace(bound: Bound, latents: Latents, x: Array) -> tuple[Latents, Any]:
     return bound.trace(latents, x, TRACE_CHUNK)
 
 
+def _refuse_fork(process: int | None) -> None:
+    """Raises SolveError in a process that was forked from the one in which jax runs: it would hang."""
+    if process not in (None, os.getpid()):
+        raise SolveError("this process was forked from one that has used a Solver, and jax does not survive a fork; "
+                         'start workers with multiprocessing.get_context("spawn") and call Solver.load in each')
+
+
+def text_in(puzzle: Any) -> str:
+    """The text of a puzzle as it was given; "" where it was none."""
+    if isinstance(puzzle, Mapping):
+        puzzle = next((puzzle[name] for name in PUZZLE_NAMES if name in puzzle), "")
+    return puzzle.text if isinstance(puzzle, puzzles.Piece) else puzzle if isinstance(puzzle, str) else ""
+
+
 class Solver:
-    """Answers puzzles of one domain, on one device. A subclass names the domain that it is for."""
+    """Answers puzzles of one domain, on one device. A subclass names the domain that it is for.
+
+    It can be used from several threads, one call at a time. It does not outlive a fork: jax has threads, and calls
+    would hang. So where processes work side by side, each calls `load` itself and is started by "spawn":
+
+        multiprocessing.get_context("spawn").Pool(4, initializer=...)     # the initializer calls Solver.load
+    """
 
     _for_puzzle: ClassVar[dict[str, type[Solver]]] = {}
+    _process: ClassVar[int | None] = None  # where a Solver was first made: jax runs there
 
     def __init_subclass__(cls, puzzle: str, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Solver._for_puzzle[puzzle] = cls
 
     def __init__(self, bound: Bound, domain: puzzles.Domain):
+        Solver._process = Solver._process or os.getpid()
         self.domain, self._bound = domain, bound
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Solver:
         """From a run's folder, a weights file, or the name of weights that come with this package.
 
-        For ARC it is an arc_solver.ArcSolver. Raises WeightsError, CheckpointError, DatasetError or ConfigError.
+        For ARC it is an arc_solver.ArcSolver. Raises WeightsError, CheckpointError, DatasetError or ConfigError, and
+        SolveError in a forked process.
         """
+        _refuse_fork(Solver._process)
         return Solver.of(weights_file.read(path))
 
     @staticmethod
@@ -123,51 +154,62 @@ class Solver:
     def from_export(cls, export: weights_file.Export) -> Solver:
         return cls(export.bound, export.domain)
 
-    def solve(self, puzzles: Sequence[str | np.ndarray], *, max_steps: int = 256, settle: int = 8, verify: bool = True,
-              report: Callable[[int, int], None] | None = None, **settings: Any) -> list[Answer]:
+    def solve(self, puzzles: Sequence[Any], *, max_cycles: int = 256, settle: int = 8, verify: bool = True,
+              report: Callable[[int, int], None] | None = None, each: Callable[[int, Answer], None] | None = None,
+              **settings: Any) -> list[Answer]:
         """Answers in the order of the puzzles.
 
         Args:
-          puzzles: texts, or tokens [S] each. One that cannot be read, or contradicts itself, does not stop the others.
-          max_steps: test steps at most: outer cycles, or supervision steps of a network that was trained with those.
+          puzzles: texts, lists of rows, or arrays of tokens [S]; see `read`. One that cannot be read, or contradicts
+            itself, does not stop the others.
+          max_cycles: test steps at most: outer cycles, or supervision steps of a network that was trained with those.
           settle: a puzzle is done when its answer has stood still for so many of them; 0: go on all the same.
           verify: a puzzle is done when the rules accept its answer. Without, they are asked at the end only, and have
             no say in which try's answer is taken.
           report: takes (puzzles done, puzzles at work on) now and then.
+          each: takes (number of the puzzle, its answer) as soon as it is there, in whatever order.
           settings: the other fields of inference.Settings: tries, vary, sigma, max_calls, max_seconds, ...
         """
+        _refuse_fork(Solver._process)
         if isinstance(puzzles, str):
             raise SolveError("puzzles must be a list of puzzles; put the one in brackets")
-        settings = Settings(max_cycles=max_steps, settle=settle, **settings)
+        settings = Settings(max_cycles=max_cycles, settle=settle, **settings)
         answers: list[Answer | None] = [None] * len(puzzles)
+
+        def tell(i: int, answer: Answer) -> None:
+            answers[i] = answer
+            if each is not None:
+                each(i, answer)
         readable, inputs = [], []
         for i, puzzle in enumerate(puzzles):
             try:
                 inputs.append(self.read(puzzle))
                 readable.append(i)
             except ValueError as error:
-                answers[i] = Answer.refused(error)
+                tell(i, Answer.refused(error))
         if inputs:
             inputs = np.stack(inputs)
             found = engine.solve(
                 self._bound, inputs, settings, verify=self.verify if verify else None,
-                draw_symmetry=self.domain.draw_symmetry if self.domain.has_symmetries else None, report=report)
+                draw_symmetry=self.domain.draw_symmetry if self.domain.has_symmetries else None, report=report,
+                finished=lambda i, jobs: tell(readable[i], self._answer(puzzles[readable[i]], inputs[i], jobs)))
             for i, j in enumerate(readable):
-                answers[j] = self._answer(inputs[i], found, i)
+                if answers[j] is None:  # time was up
+                    tell(j, self._answer(puzzles[j], inputs[i], found.answers.take([i])) if found.begun[i] else Answer(
+                        "", None, False, "budget", 0, 0, "time was up before its turn came", unit=self._bound.unit))
         return answers
 
-    def _answer(self, inputs: np.ndarray, found: engine.Results, i: int) -> Answer:
-        if not found.begun[i]:
-            return Answer("", None, False, "budget", 0, 0, "time was up before its turn came", unit=self._bound.unit)
-        a = found.answers
-        return self.judge(inputs, a.tokens[i], STOPS[a.stop[i]], int(a.cycles[i]), int(a.since[i]),
-                          int(a.attempt[i]) + 1)
+    def _answer(self, puzzle: Any, inputs: np.ndarray, jobs: Jobs) -> Answer:
+        """jobs: of one row."""
+        [job] = zip(*jobs)
+        return self.judge(inputs, job[2], STOPS[job[4]], int(job[5]), int(job[6]), int(job[1]) + 1, text_in(puzzle))
 
     def trace(self, puzzle: str | np.ndarray, steps: int = 64, *, settle: int = 0) -> Trace:
         """Every answer of `steps` test steps, or until it has stood still for `settle` of them (0: never mind).
 
         Raises PuzzleError if the puzzle cannot be read or contradicts itself.
         """
+        _refuse_fork(Solver._process)
         if steps < 1:
             raise SolveError(f"steps = {steps}: must be at least 1")
         inputs = self.read(puzzle)
@@ -195,17 +237,30 @@ class Solver:
                              f"{test.num_examples - 1}")
         return test.inputs[number], test.labels[number]
 
-    def read(self, puzzle: str | np.ndarray) -> np.ndarray:
-        """Tokens [S] of a puzzle whose clues do not contradict each other; PuzzleError otherwise."""
-        if isinstance(puzzle, str):
-            tokens = self.domain.encode(puzzle)
-        else:
-            tokens = np.asarray(puzzle)
-            if tokens.shape != (self.domain.seq_len,) or tokens.dtype.kind not in "iu":
-                raise puzzles.PuzzleError(f"tokens must be integers of shape [{self.domain.seq_len}], "
-                                          f"got {tokens.dtype}{list(tokens.shape)}")
+    def read(self, puzzle: Any) -> np.ndarray:
+        """Tokens [S] of a puzzle whose clues do not contradict each other; PuzzleError otherwise.
+
+        An array of integers [S] holds tokens already. All else is what `Domain.encode_value` takes: a text, a list of
+        rows, an object with one of them.
+        """
+        if isinstance(puzzle, Exception):
+            raise puzzle
+        tokens = np.asarray(puzzle) if isinstance(puzzle, np.ndarray) else None
+        if tokens is None or tokens.ndim == 2:
+            tokens = self._encoded(puzzle)
+        elif tokens.shape != (self.domain.seq_len,) or tokens.dtype.kind not in "iu":
+            raise puzzles.PuzzleError(f"tokens must be integers of shape [{self.domain.seq_len}], "
+                                      f"got {tokens.dtype}{list(tokens.shape)}")
         self.domain.check_clues(tokens)
         return tokens.astype(np.uint8)
+
+    def _encoded(self, puzzle: Any) -> np.ndarray:
+        piece = puzzle.text if isinstance(puzzle, puzzles.Piece) else puzzle
+        try:
+            return self.domain.encode_value(piece)
+        except puzzles.PuzzleError as error:
+            where = f"{puzzle.where}: " if isinstance(puzzle, puzzles.Piece) else ""
+            raise puzzles.PuzzleError(where + (other_kind(piece, self.domain) or str(error))) from None
 
     def picture(self, puzzle: Any, answer: Answer, color: bool) -> str:
         """The answer for a terminal."""
@@ -224,12 +279,20 @@ class Solver:
         return self.domain.explain(inputs, tokens)
 
     def judge(self, inputs: np.ndarray, tokens: np.ndarray, stop: str, cycles: int, since: int,
-              attempt: int = 1) -> Answer:
-        """inputs, tokens [S]."""
+              attempt: int = 1, like: str = "") -> Answer:
+        """inputs, tokens [S]; like: the text that the puzzle was read from."""
         verified = bool(self.verify(inputs[None], tokens[None])[0])
-        reason = "" if verified else self.explain(inputs, tokens)
-        return Answer(self.domain.decode(tokens), tokens, verified, stop, cycles, since, reason, attempt,
+        reason = "" if verified else self._reason(inputs, tokens)
+        return Answer(self.domain.decode(tokens, like), tokens, verified, stop, cycles, since, reason, attempt,
                       self._bound.unit)
+
+    def _reason(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
+        """Why an answer is not verified; that there is none, or more than one, where a search tells quickly."""
+        count = int(self.domain.solutions(inputs[None]).counts[0]) if self.domain.solves else -1
+        if count == 0:
+            return "the puzzle has no solution"
+        why = self.explain(inputs, tokens)
+        return f"the puzzle has more than one solution, and this is none: {why}" if count > 1 else why
 
     def judge_trace(self, trace: Trace, settle: int) -> Answer:
         """The last answer of a trace."""

@@ -2,6 +2,7 @@
 
 from trm_jax.puzzles.domain import (
            Domain,
+           Piece,
            PuzzleError,
            Solutions,
            Symmetry,
@@ -12,4 +13,5 @@ from trm_jax.puzzles.domain import (
            puzzle_of,
 )
 
-__all__ = ["Domain", "PuzzleError", "Solutions", "Symmetry", "Verdict", "domain_class", "get", "names", "puzzle_of"]
+__all__ = ["Domain", "Piece", "PuzzleError", "Solutions", "Symmetry", "Verdict", "domain_class", "get", "names",
+           "puzzle_of"]

@@ -14,11 +14,12 @@ Shapes: B grids, S = 900 cells, V = 12.
 import dataclasses
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trm_jax.puzzles import Domain, PuzzleError
+from trm_jax.puzzles import Domain, Piece, PuzzleError
 
 SIDE = 30
 PAD, END, FIRST_COLOUR = 0, 1, 2
@@ -328,6 +329,26 @@ class Arc(Domain):
     symbols = {"0123456789"[c]: FIRST_COLOUR + c for c in range(COLOURS)}
     drawn_as = {PAD: "empty", END: "end"} | {FIRST_COLOUR + c: colour for c, colour in enumerate(PALETTE)}
 
+    @property
+    def title(self) -> str:
+        return "ARC tasks"
+
+    @classmethod
+    def recognised(cls, value: Any) -> str:
+        if isinstance(value, Mapping) and ("test" in value or "train" in value):
+            return "an ARC task"
+        if isinstance(value, Mapping) and value and all(isinstance(task, Mapping) and "train" in task
+                                                        for task in value.values()):
+            return "ARC tasks"
+        return ""
+
+    def is_one(self, value: list) -> bool:
+        return False  # a list is one of tasks
+
+    def split(self, text: str) -> list[Piece]:
+        """Tasks are JSON: a text is none, and is kept whole for whoever says what else it is."""
+        return [Piece(text, 1, 1)] if text.strip() else []
+
     def encode(self, text: str) -> np.ndarray:
         """Rows of digits, one a line -> tokens [S], untranslated."""
         lines = [line.replace(" ", "") for line in text.strip().splitlines()]
@@ -340,6 +361,6 @@ class Arc(Domain):
         """The cropped grid, as `render` draws it; what is given or changed is not marked."""
         return render(crop(tokens), color=color)
 
-    def decode(self, tokens: np.ndarray) -> str:
+    def decode(self, tokens: np.ndarray, like: str = "") -> str:
         """Tokens [S] -> the cropped grid as rows of digits; empty where there is nothing to crop."""
         return "\n".join("".join(map(str, row)) for row in crop(tokens).tolist())

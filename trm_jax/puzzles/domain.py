@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +23,10 @@ import numpy as np
 from trm_jax.runtime.errors import UserError
 
 ENTRY_POINTS = "trm_jax.puzzles"
+# What a puzzle is called in objects and columns, the likeliest first.
+PUZZLE_NAMES = ("puzzle", "question", "quiz", "quizzes", "puzzles", "questions", "input", "grid", "maze", "sudoku",
+                "board", "matrix", "problem", "clues")
+SOLUTION_NAMES = ("solution", "answer", "solutions", "answers", "output", "label")
 _registered: dict[str, type[Domain]] = {}
 
 
@@ -57,6 +62,18 @@ class Verdict(Protocol):
 
     @property
     def solved(self) -> np.ndarray: ...  # [B] bool
+
+
+class Piece(NamedTuple):
+    """One puzzle of a text."""
+
+    text: str
+    first: int  # line, counted from 1
+    last: int
+
+    @property
+    def where(self) -> str:
+        return f"line {self.first}" if self.first == self.last else f"lines {self.first} to {self.last}"
 
 
 class Solutions(NamedTuple):
@@ -103,6 +120,11 @@ class Domain:
             _registered[cls.name] = cls
 
     @classmethod
+    def recognised(cls, value: Any) -> str:
+        """The title of the puzzle of this kind, of any size, that a text or JSON value is; "" where it is none."""
+        return ""
+
+    @classmethod
     def from_seq_len(cls, seq_len: int) -> Domain:
         """The puzzle of so many cells; PuzzleError where there is none."""
         domain = cls()
@@ -111,6 +133,12 @@ class Domain:
         return domain
 
     # Size.
+
+    @property
+    def title(self) -> str:
+        """What these puzzles are called, for messages: "9x9 Sudoku"."""
+        rows, columns = self.grid
+        return f"{rows}x{columns} {self.name}"
 
     @property
     def seq_len(self) -> int:
@@ -141,8 +169,45 @@ class Domain:
         """Text -> tokens [S]; PuzzleError where it is no puzzle of this kind and size."""
         raise NotImplementedError
 
-    def decode(self, tokens: np.ndarray) -> str:
-        """Tokens [S] -> text on one line that `encode` reads back."""
+    def encode_value(self, value: Any) -> np.ndarray:
+        """A puzzle as JSON or Python has it -> tokens [S]: a text, rows of cells, or an object with one of them."""
+        if isinstance(value, str):
+            return self.encode(value)
+        if isinstance(value, Mapping):
+            names = [name for name in PUZZLE_NAMES if name in value]
+            if not names:
+                raise PuzzleError(f"has none of {', '.join(map(repr, PUZZLE_NAMES[:4]))}" if value else "is empty")
+            return self.encode_value(value[names[0]])
+        if not isinstance(value, (list, tuple, np.ndarray)):
+            raise PuzzleError(f"a puzzle is a text or a list of rows, got {type(value).__name__}")
+        return self.encode("\n".join(map(self._row_text, value if any(
+            isinstance(row, (list, tuple, str, np.ndarray)) and len(row) > 1 for row in value) else [value])))
+
+    @staticmethod
+    def _row_text(row: Any) -> str:
+        if isinstance(row, str):
+            return row
+        if not isinstance(row, (list, tuple, np.ndarray)):
+            raise PuzzleError(f"a row is a list of cells, got {type(row).__name__}")
+        return " ".join("." if cell is None or cell == "" or cell is False else str(cell) for cell in row)
+
+    def is_one(self, value: list) -> bool:
+        """Whether a list, as JSON has it, is one puzzle; otherwise it is a list of them."""
+        rows, columns = self.grid
+        if len(value) == rows and all(isinstance(row, list) and len(row) == columns for row in value):
+            return True
+        if len(value) == rows and all(isinstance(row, str) and len(row) == columns for row in value):
+            return True
+        return len(value) == self.seq_len and not any(isinstance(cell, (list, dict)) for cell in value) and all(
+            not isinstance(cell, str) or len(cell) < 3 for cell in value)
+
+    def split(self, text: str) -> list[Piece]:
+        """The puzzles of a text; one a line unless a domain knows better."""
+        return [Piece(line, number, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+    def decode(self, tokens: np.ndarray, like: str = "") -> str:
+        """Tokens [S] -> text on one line that `encode` reads back; as the text `like` is written, where there are
+        several ways."""
         raise NotImplementedError
 
     def render(self, tokens: np.ndarray, given: np.ndarray | None = None, changed: np.ndarray | None = None,

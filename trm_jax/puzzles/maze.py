@@ -11,14 +11,17 @@ that the heuristic puts nearest to G, and among equals down, right, up, left, in
 symmetry of the square but the rule does not: after augmentation some labels are not the ones that the rule chooses.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from trm_jax.puzzles import Domain, PuzzleError, Symmetry, maze_search
+from trm_jax.puzzles import Domain, Piece, PuzzleError, Symmetry, maze_search, maze_text
+from trm_jax.puzzles.domain import PUZZLE_NAMES
 from trm_jax.puzzles.generation import distinct, in_threads
 from trm_jax.puzzles.maze_search import FREE, GOAL, PATH, START, WALL
 
@@ -71,6 +74,26 @@ class Maze(Domain):
         if not (2 <= self.rows <= MOST_SIDE and 2 <= self.cols <= MOST_SIDE):
             raise PuzzleError(f"a maze of {self.rows}x{self.cols} will not do: both sides must be 2 to {MOST_SIDE}")
 
+    @property
+    def title(self) -> str:
+        return f"{self.rows}x{self.cols} maze"
+
+    @classmethod
+    def recognised(cls, value: Any) -> str:
+        with contextlib.suppress(PuzzleError):
+            if isinstance(value, Mapping):
+                value = maze_text.with_ends(value) or next((value[k] for k in PUZZLE_NAMES if k in value), "")
+            lines = maze_text.list_rows(value)
+            high, wide = len(lines), len(lines[0]) if lines else 0
+            sides = [(high, wide), (high, wide // 2), (high, wide // 2 + 1), (high - 2, wide // 2 - 1)]
+            for rows, cols in [*sides, (math.isqrt(wide), math.isqrt(wide))]:
+                with contextlib.suppress(PuzzleError):
+                    domain = cls(rows, cols)
+                    found = domain.encode("\n".join(lines))
+                    if (found == START).sum() == 1 == (found == GOAL).sum():
+                        return domain.title
+        return ""
+
     @classmethod
     def from_seq_len(cls, seq_len: int, rows: int | None = None) -> "Maze":
         """The maze of seq_len cells, square unless rows are given."""
@@ -99,28 +122,40 @@ class Maze(Domain):
     def encode(self, text: str) -> np.ndarray:
         """Text -> tokens [S]: one line of rows * cols characters, or the rows as lines, or what render draws.
 
-        A space is a free cell, also at either end of a line: nothing is stripped.
+        maze_text.py says what the characters mean. A space is a free cell, also at either end of a line: nothing is
+        stripped.
         """
-        lines = _unframed(text.strip("\r\n").splitlines())
+        lines = maze_text.rows_of(text, self.cols)
         if len(lines) > 1:
             if len(lines) != self.rows:
                 raise PuzzleError(f"got {len(lines)} rows, expected {self.rows} ({self.rows}x{self.cols})")
             for row, line in enumerate(lines, 1):
                 if len(line) != self.cols:
-                    raise PuzzleError(f"row {row} has {len(line)} cells, expected {self.cols} "
-                                      f"({self.rows}x{self.cols}; spaces at its ends count)")
+                    raise PuzzleError(f"row {row} has {len(line)} cells, expected {self.cols} ({self.rows}x{self.cols};"
+                                      " spaces at its ends count, a dot is a free cell too)")
+        cells = "".join(lines)
+        signs = maze_text.signs(cells)
         for row, line in enumerate(lines, 1):
             for col, char in enumerate(line, 1):
-                if char not in self.symbols:
+                if char not in signs:
                     where = f"row {row}, column {col}" if len(lines) > 1 else f"position {col}"
-                    raise PuzzleError(f"unknown character {char!r} at {where}: a cell is '#' wall, ' ' free, "
-                                      "'S' start, 'G' goal or 'o' path")
-        cells = "".join(lines)
+                    raise PuzzleError(f"unknown character {char!r} at {where}: a cell is '#' wall, ' ' or '.' free, "
+                                      "'S' start, 'G', 'E' or 'X' goal, or 'o' path")
         if len(cells) != self.seq_len:
             raise PuzzleError(f"got {len(cells)} cells, expected {self.seq_len} ({self.rows}x{self.cols})")
-        return np.array([self.symbols[char] for char in cells], np.uint8)
+        return np.array([self.symbols[signs[char]] for char in cells], np.uint8)
 
-    def decode(self, tokens: np.ndarray) -> str:
+    def encode_value(self, value: Any) -> np.ndarray:
+        """As the base class says; also {"maze": rows, "start": [row, column], "goal": [row, column]}."""
+        if isinstance(value, Mapping):
+            rows = maze_text.with_ends(value)
+            return super().encode_value(value) if rows is None else self.encode("\n".join(rows))
+        return self.encode(value if isinstance(value, str) else "\n".join(maze_text.list_rows(value)))
+
+    def split(self, text: str) -> list[Piece]:
+        return maze_text.split_mazes(text, self.rows, self.cols)
+
+    def decode(self, tokens: np.ndarray, like: str = "") -> str:
         """Tokens [S] -> text on one line, '?' for what is no cell (pad, out of range)."""
         return "".join(SYMBOLS[t] if 0 < t < len(SYMBOLS) else "?" for t in self._grids(tokens, ndim=1))
 
@@ -349,12 +384,3 @@ def _changed(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
 def _bytes(tokens: np.ndarray) -> np.ndarray:
     """As uint8, 0 (no cell) for what does not fit."""
     return tokens if tokens.dtype == np.uint8 else np.where((tokens < 0) | (tokens > 255), 0, tokens).astype(np.uint8)
-
-
-def _unframed(lines: list[str]) -> list[str]:
-    """The rows of a picture by render as text; any other lines as they are."""
-    frame = set("\u250c\u2510\u2514\u2518\u2500")
-    bare = [line.strip() for line in lines]
-    if not (len(bare) > 2 and all(line and set(line) <= frame for line in (bare[0], bare[-1]))):
-        return lines
-    return [line.removeprefix("\u2502").removesuffix("\u2502")[1::2].replace("\u2588", "#") for line in bare[1:-1]]

@@ -3,19 +3,20 @@
 Tokens: 0 pad, 1 blank, digit d -> d + 1. Cells are read row by row. B puzzles, S = n * n cells, n the side, V = n + 2.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from trm_jax.puzzles import Domain, PuzzleError, Solutions, Symmetry, sudoku_search
+from trm_jax.puzzles import Domain, Piece, PuzzleError, Solutions, Symmetry, sudoku_search
+from trm_jax.puzzles import text as grids
 from trm_jax.puzzles.generation import distinct
 from trm_jax.puzzles.generation import in_threads as _in_threads
 
-_DIGITS = "123456789ABCDEFG"
-_LINES = "|+\u2502\u2500\u253c"  # drawn between boxes, by hand or by render
+_DIGITS = grids.DIGITS
 _FEWEST_CLUES = {(2, 2): 4, (2, 3): 8, (3, 2): 8, (3, 3): 17}  # proved minima; elsewhere n - 1 is a bound
 _CHECK_GUESSES = 5_000  # 9x9 stays far below; only 16x16 with few clues gets here
 _BOLD, _CYAN, _CHANGED, _RESET = "\x1b[1m", "\x1b[36m", "\x1b[30;43m", "\x1b[0m"
@@ -72,6 +73,15 @@ class Sudoku(Domain):
             raise PuzzleError(f"{box_rows=} will not do for {seq_len} cells: {', '.join(map(str, heights))} will")
         return cls(box_rows, n // box_rows)
 
+    @classmethod
+    def recognised(cls, value: Any) -> str:
+        for side, rows in ((9, 3), (4, 2), (6, 2), (16, 4), (12, 3), (8, 2), (10, 2), (15, 3), (14, 2)):
+            domain = cls(rows, side // rows)
+            with contextlib.suppress(PuzzleError):
+                if (domain.encode_value(value) > 1).any():
+                    return domain.title
+        return ""
+
     @property
     def side(self) -> int:
         return self.box_rows * self.box_cols
@@ -89,6 +99,10 @@ class Sudoku(Domain):
         return self.side, self.side
 
     @property
+    def title(self) -> str:
+        return f"{self.side}x{self.side} Sudoku"
+
+    @property
     def boxes(self) -> tuple[int, int]:
         return self.box_rows, self.box_cols
 
@@ -100,30 +114,30 @@ class Sudoku(Domain):
         return {".": 1, "0": 1} | digits | {digit.lower(): token for digit, token in digits.items()}
 
     def encode(self, text: str) -> np.ndarray:
-        """Text -> tokens [S]. Digits are 1..9, then A..G in either case; '.' or '0' is a blank.
+        """Text -> tokens [S]: S cells, with whatever people draw between them (see text.py).
 
-        A grid may be pasted over several lines: whitespace, '|', '+' and drawn lines are skipped, '-' only in lines
-        that hold no cell (elsewhere some write it for a blank and some between boxes; we refuse to guess).
+        Digits are 1..9, then A..G; 0..F and A..P are told from what occurs. '.' or '0' is a blank, and so are other
+        signs where the number of cells says so.
         """
-        tokens = []
-        for row, line in enumerate(text.splitlines(), 1):
-            if set(line) <= set(_LINES + "-= \t"):
-                continue
-            for col, char in enumerate(line, 1):
-                if char.isspace() or char in _LINES:
-                    continue
-                if char not in self.symbols:
-                    where = f"line {row}, column {col}" if "\n" in text.strip() else f"position {col}"
-                    raise PuzzleError(f"unknown character {char!r} at {where}: a cell is one of "
-                                      f"{_DIGITS[:self.side]}, or '.' or '0' for a blank")
-                tokens.append(self.symbols[char])
-        if len(tokens) != self.seq_len:
-            raise PuzzleError(f"got {len(tokens)} cells, expected {self.seq_len} ({self.side}x{self.side})")
-        return np.array(tokens, np.uint8)
+        cells, alphabet = grids.digit_cells(text, self.side)
+        tokens = np.array(cells, np.uint8) + np.uint8(1)
+        if alphabet[-1] == "0" and (twice := self.conflicts(tokens)):
+            raise PuzzleError(f"'0' was read as a digit, since another sign stands for blanks, but then {twice[0]}: "
+                              "write every blank the same way".replace(f"{self._symbol(self.side + 1)}s", "0s"))
+        return tokens
 
-    def decode(self, tokens: np.ndarray) -> str:
-        """Tokens [S] -> text, '.' for a blank and '?' for what is no cell (pad, out of range)."""
-        return "".join(self._symbol(t) for t in self._grids(tokens, ndim=1))
+    def split(self, text: str) -> list[Piece]:
+        return grids.split_grids(text, self.side)
+
+    def decode(self, tokens: np.ndarray, like: str = "") -> str:
+        """Tokens [S] -> text, '.' for a blank and '?' for what is no cell (pad, out of range).
+
+        like: the text of the question, in whose alphabet the answer is written.
+        """
+        alphabet = _DIGITS
+        if like and self.side > 9:
+            alphabet = grids.digit_cells(like, self.side)[1]
+        return "".join(self._symbol(t, alphabet) for t in self._grids(tokens, ndim=1))
 
     def render(self, tokens: np.ndarray, given: np.ndarray | None = None, changed: np.ndarray | None = None,
                color: bool = False) -> str:
@@ -288,8 +302,8 @@ class Sudoku(Domain):
         together = [np.unique(self._units[(self._units == s).any(axis=1)]) for s in range(self.seq_len)]
         return np.stack([cells[cells != s] for s, cells in enumerate(together)]).astype(np.int32)
 
-    def _symbol(self, token: int) -> str:
-        return "." if token == 1 else _DIGITS[token - 2] if 2 <= token < self.vocab_size else "?"
+    def _symbol(self, token: int, alphabet: str = _DIGITS) -> str:
+        return "." if token == 1 else alphabet[token - 2] if 2 <= token < self.vocab_size else "?"
 
     def _grids(self, tokens: np.ndarray, ndim: int | None = None) -> np.ndarray:
         tokens = np.asarray(tokens)

@@ -2,7 +2,7 @@
 
     python -m trm_jax bench inference batching --data=data/sudoku-40       continuous batching against a fixed unroll
     python -m trm_jax bench inference speed --batch_sizes=1,64,512         cycles per second
-    python -m trm_jax bench inference spend --data=data/sudoku-hard        restarts against depth, at equal core calls
+    python -m trm_jax bench inference spend --data=data/sudoku-hard        tries against depth, at equal core calls
 
 Weights are a run's (--workdir), a file's or a name (--weights). With --out=FILE.json the result is written there, and
 with `batching` so is every finished batch of the fixed unroll: the same command goes on where it stopped.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import statistics
 import sys
@@ -29,7 +28,7 @@ from trm_jax.data import dataset
 from trm_jax.inference import command, engine, slots
 from trm_jax.inference.choice import BUDGET, ORDER, STOPS, choose
 from trm_jax.inference.settings import Settings
-from trm_jax.runtime import distributed, files
+from trm_jax.runtime import arguments, distributed, files
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.runtime.progress import say
 from trm_jax.runtime.text import human, percent, table
@@ -247,62 +246,53 @@ def show_spend(r: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax bench inference", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Parser("python -m trm_jax bench inference", __doc__)
     jobs = parser.add_subparsers(dest="job", required=True)
 
     def add(name, text):
         p = jobs.add_parser(name, help=text, description=text)
-        source = p.add_mutually_exclusive_group()
-        source.add_argument("--workdir", help="folder of a run")
-        source.add_argument("--weights", metavar="FILE",
-                            help=f"a weights file or a name (default {weights_file.DEFAULT})")
-        p.add_argument("--compilation_cache", default=distributed.COMPILED, help="folder; empty: none")
-        p.add_argument("--data", help="dataset folder (default: the one that was trained on)")
-        p.add_argument("--examples", type=int, default=1000, help="test puzzles; 0: all (%(default)s)")
-        p.add_argument("--out", type=Path, help="JSON file of the result")
-        p.add_argument("--format", choices=("text", "json"), default="text", help="of what is printed (%(default)s)")
+        arguments.add_source(p, weights_file.named(), weights_file.DEFAULT)
+        arguments.add_cache(p, distributed.COMPILED)
+        p.add_argument("--data", type=arguments.text, help="dataset folder (default: the one that was trained on)")
+        p.add_argument("--examples", type=arguments.integer(0), default=1000, help="test puzzles; 0: all (%(default)s)")
+        p.add_argument("--out", type=lambda path: Path(arguments.text(path)), help="JSON file of the result")
+        arguments.add_format(p, "text", "json")
         return p
-    numbers = functools.partial(_numbers, parser)
+    numbers = arguments.listed(arguments.integer(1))
     b = add("batching", "continuous batching against a fixed unroll to the same limit")
-    b.add_argument("--limit", type=int, default=20_000, help="cycles (%(default)s)")
-    b.add_argument("--settle", type=int, default=8, help="cycles of standing still (%(default)s)")
-    b.add_argument("--batch_size", type=int, default=64, help="slots (%(default)s)")
-    b.add_argument("--fixed_batch", type=int, default=64, help="puzzles of a fixed unroll (%(default)s)")
+    arguments.add_max_cycles(b, 20_000)
+    arguments.add_settle(b)
+    arguments.add_batch_size(b, 64, "slots")
+    b.add_argument("--fixed_batch", type=arguments.integer(1, 1 << 20), default=64, help="puzzles of a fixed unroll "
+                   "(%(default)s)")
     s = add("speed", "cycles per second at several batch sizes")
     s.add_argument("--batch_sizes", type=numbers, default=(1, 64, 512), help="(1,64,512)")
-    s.add_argument("--seconds", type=float, default=2, help="of one of the five runs, about (%(default)s)")
-    p = add("spend", "restarts against depth, at equal core calls")
-    p.add_argument("--cycles", type=int, default=256, help="for each puzzle (%(default)s)")
-    p.add_argument("--restarts", type=numbers, default=(1, 2, 4, 8, 16), help="(1,2,4,8,16)")
-    p.add_argument("--vary", type=lambda text: tuple(text.split(",")), default=("symmetry", "start", "cycle"),
-                   help="(symmetry,start,cycle)")
-    p.add_argument("--sigma", type=float, default=0.3, help="of the noise (%(default)s)")
-    p.add_argument("--batch_size", type=int, default=64, help="slots (%(default)s)")
+    s.add_argument("--seconds", type=arguments.number(above=True), default=2, help="of one of the five runs, about "
+                   "(%(default)s)")
+    p = add("spend", "tries against depth, at equal core calls")
+    arguments.add_max_cycles(p, 256, "cycles for each puzzle")
+    arguments.add_tries(p, (1, 2, 4, 8, 16), numbers, "answers per puzzle")
+    p.add_argument("--vary", type=arguments.listed(arguments.one_of("symmetry", "start", "cycle")),
+                   default=("symmetry", "start", "cycle"), help="(symmetry,start,cycle)")
+    p.add_argument("--sigma", type=arguments.number(0), default=0.3, help="of the noise (%(default)s)")
+    arguments.add_batch_size(p, 64, "slots")
     args = parser.parse_args(argv)
     return guarded(lambda: _run(args), interrupted="finished batches are kept with --out")
-
-
-def _numbers(parser: argparse.ArgumentParser, text: str) -> tuple[int, ...]:
-    found = text.split(",")
-    if not all(number.isdigit() and int(number) for number in found):
-        parser.error(f"{text!r} must be whole numbers from 1, with commas between")
-    return tuple(map(int, found))
 
 
 def _run(args: argparse.Namespace) -> None:
     export = command.open_source(args)
     subject = Contestant.of(export, args.data or export.experiment.data.path, args.examples)
     if args.job == "batching":
-        settings = Settings(max_cycles=args.limit, settle=args.settle, batch_size=args.batch_size)
+        settings = Settings(max_cycles=args.max_cycles, settle=args.settle, batch_size=args.batch_size)
         result, show = batching(subject, settings, args.fixed_batch, args.out), show_batching
     elif args.job == "speed":
         result, show = speed(subject, args.batch_sizes, args.seconds), show_speed
     else:
         settings = Settings(sigma=args.sigma, batch_size=args.batch_size)
-        if uneven := [R for R in args.restarts if args.cycles % R]:
-            raise BenchError(f"--cycles={args.cycles} cannot be shared out among {uneven[0]} restarts evenly")
-        result = spend(subject, args.cycles, args.restarts, args.vary, settings, lambda row: say(str(row)))
+        if uneven := [R for R in args.tries if args.max_cycles % R]:
+            raise BenchError(f"--max_cycles={args.max_cycles} cannot be shared out among {uneven[0]} tries evenly")
+        result = spend(subject, args.max_cycles, args.tries, args.vary, settings, lambda row: say(str(row)))
         show = show_spend
     result = subject.facts | result
     print(json.dumps(result, indent=2) if args.format == "json" else show(result))

@@ -161,7 +161,7 @@ def _write(args: argparse.Namespace, export: weights_file.Export, films: Sequenc
     """The files that were asked for."""
     written = []
     if args.out or not (args.gif or args.png):
-        where = Path(args.workdir or args.weights or weights_file.DEFAULT).name
+        where = Path(args.source).name
         source = f"{where}: {export.model.parameter_count():,} parameters, L = {export.metadata['L']}"
         written.append(args.out or OUT)
         write_file(written[0], page(export.domain, films, args.title, source))

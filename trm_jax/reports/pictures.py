@@ -359,7 +359,7 @@ def _strip(args):
     export = command.open_source(args)
     puzzle, solution = (args.puzzle, None) if args.example is None else command.load_example(export, args.example)
     solver = Solver.of(export)
-    trace = solver.trace(puzzle, args.max_steps, settle=args.settle)
+    trace = solver.trace(puzzle, args.max_cycles, settle=args.settle)
     answer = solver.judge_trace(trace, args.settle)
     if answer.verified:  # a maze has other right answers than its label
         solution = answer.tokens

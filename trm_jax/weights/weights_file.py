@@ -91,11 +91,18 @@ def read(path: str | os.PathLike) -> Export:
     """From a run's folder, a weights file, or one of `named` (where nothing else is called so)."""
     if Path(path).is_dir():
         return from_run(path)
-    if not Path(path).exists() and (own := TRAINED / f"{path}.safetensors").is_file():
-        return load(own)
-    if not Path(path).exists() and os.fspath(path) == Path(path).stem:
-        raise WeightsError(f"there is no run, file or trained network called {path}; trained: {', '.join(named())}")
-    return load(path)
+    if Path(path).exists():
+        return load(path)
+    if os.fspath(path) in named():
+        return load(TRAINED / f"{path}.safetensors")
+    raise WeightsError(f"there is no run, file or trained network called {path}; trained: {', '.join(named())}")
+
+
+def puzzle_in(name: str) -> dict[str, Any]:
+    """The puzzle that weights which come with this package are for: what `puzzles.get` takes."""
+    path = TRAINED / f"{name}.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        return _header(path, file.metadata())["puzzle"]
 
 
 def save(path: str | os.PathLike, export: Export, dtype: str = "bfloat16") -> None:
