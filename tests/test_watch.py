@@ -188,7 +188,10 @@ def cli(solver, export, monkeypatch, capsys, tmp_path):
 
     def run(*args, stdin=""):
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        status = page_module.main(["--weights=w", "--compilation_cache=", *args])
+        try:
+            status = page_module.main(["--weights=w", "--compilation_cache=", *args])
+        except SystemExit as refused:
+            status = refused.code
         return status, *capsys.readouterr()
     return run
 
@@ -196,7 +199,8 @@ def cli(solver, export, monkeypatch, capsys, tmp_path):
 def test_page_by_command(cli, tmp_path):
     status, out, err = cli(text(3), "12", text(2))
     assert (status, out) == (1, "think.html\n") and err.splitlines() == [
-        "puzzle 1: verified; settled after 3 outer cycles", "puzzle 2: not answered: got 2 cells, expected 16 (4x4)",
+        "puzzle 1: verified; settled after 3 outer cycles",
+        "puzzle 2: not answered: got 2 cells, expected 16 (4x4): write them on one line, or as 4 lines of 4",
         "puzzle 3: verified; settled after 2 outer cycles"]
     page = (tmp_path / "think.html").read_text()
     assert [f["name"] for f in data_of(page)["films"]] == ["puzzle 1", "puzzle 3"] and "w: " in page
@@ -228,7 +232,7 @@ def test_without_matplotlib_it_says_so_at_once(cli, monkeypatch):
 
 @pytest.mark.parametrize("args, message", [
     ([], "no puzzle given"), (["12"], "none of the puzzles could be shown; nothing was written"),
-    (["--max_cycles=0", text(2)], "steps = 0"), (["--out=w/x.html", text(2)], "w"),
+    (["--max_cycles=0", text(2)], "--max_cycles: '0' must be"), (["--out=w/x.html", text(2)], "w"),
     (["--file=none.txt"], "none.txt: No such file"), (["--example=0"], "no dataset folder nowhere")])
 def test_bad_usage_is_status_2(cli, tmp_path, args, message):
     status, out, err = cli(*args)

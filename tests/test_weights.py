@@ -141,7 +141,50 @@ def altered(path, exported, tensors=lambda t: t, header=lambda h: h) -> None:
     with safetensors.safe_open(path, "numpy") as file:
         raw = json.loads(file.metadata()[weights_file.KEY])
         arrays = {name: file.get_tensor(name) for name in file.keys()}
+    raw = {name: value for name, value in raw.items() if name != "sha256"} | {"format": 1}  # as files once were
     safetensors.numpy.save_file(tensors(arrays), path, {weights_file.KEY: json.dumps(header(raw))})
+
+
+def test_files_without_checksums_still_load(tmp_path, exported):
+    altered(tmp_path / "w", exported)
+    assert weights_file.load(tmp_path / "w").experiment == exported.experiment
+
+
+@pytest.mark.parametrize("field, value, message", [
+    ("L_layers", 1_000_000, "arch.L_layers in its header is 1000000, but its tensors are those of 1"),
+    ("hidden_size", 32, "arch.hidden_size in its header is"), ("L_cycles", 10**9, "arch.L_cycles in its header"),
+    ("puzzle_emb_len", 10**9, "arch.puzzle_emb_len in its header is 1000000000, must be 0 to 4096")])
+def test_a_header_that_asks_for_more_than_is_there_is_refused_at_once(tmp_path, exported, field, value, message):
+    def grow(header):
+        return header | {"config": header["config"] | {"arch": header["config"]["arch"] | {field: value}}}
+    altered(tmp_path / "w", exported, header=grow)
+    with pytest.raises(WeightsError, match=message):
+        weights_file.load(tmp_path / "w")
+
+
+def test_what_is_not_finite_is_neither_written_nor_read(tmp_path, exported):
+    w = exported.weights
+    broken = exported._replace(weights=w._replace(fixed=w.fixed | {"H_init": w.fixed["H_init"] * np.nan}))
+    with pytest.raises(WeightsError, match="was not written: fixed/H_init holds what is no finite number"):
+        weights_file.save(tmp_path / "w", broken)
+    altered(tmp_path / "w", exported, lambda t: t | {"fixed/H_init": t["fixed/H_init"] * np.float32("inf")})
+    with pytest.raises(WeightsError, match="fixed/H_init holds what is no finite number"):
+        weights_file.load(tmp_path / "w")
+
+
+def test_no_flipped_bit_and_no_cut_is_loaded(tmp_path, exported):
+    """250 flips, most of them in the header, where the meaning is, and 50 cuts."""
+    weights_file.save(tmp_path / "w", exported)
+    whole, rng = (tmp_path / "w").read_bytes(), np.random.default_rng(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [*rng.integers(header, size=150).tolist(), *rng.integers(header, len(whole), size=100).tolist()]
+    damaged = [whole[:at] + bytes([whole[at] ^ 1 << int(rng.integers(8))]) + whole[at + 1:] for at in places]
+    damaged += [whole[:at] for at in rng.integers(len(whole), size=50).tolist()]
+    for content in damaged:
+        (tmp_path / "w").write_bytes(content)
+        with pytest.raises(WeightsError) as caught:
+            weights_file.load(tmp_path / "w")
+        assert "\n" not in str(caught.value)
 
 
 def test_every_leaf_that_does_not_fit_is_listed(tmp_path, exported):
@@ -161,7 +204,9 @@ def test_every_leaf_that_does_not_fit_is_listed(tmp_path, exported):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"format": 2}, "has format 2; this version reads format 1"),
+    ({"format": 3}, "has format 3; this version reads formats 1 and 2"),
+    ({"format": 2}, "is damaged: it has lost its checksums"),
+    ({"L": 2_000_000_000}, "L in its header is 2000000000, must be 1 to 1024"),
     ({"step": "6"}, "step in its header is '6', must be of type int"),
     ({"shape": {"seq_len": 16}}, "must give seq_len, vocab_size, num_puzzle_identifiers"),
     ({"puzzle": {"name": "os"}}, "unknown puzzle 'os'"),

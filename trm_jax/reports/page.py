@@ -27,6 +27,7 @@ from trm_jax import puzzles
 from trm_jax.inference import command
 from trm_jax.inference.solver import Answer, SolveError, Solver, Trace
 from trm_jax.reports import pictures
+from trm_jax.runtime import arguments
 from trm_jax.runtime.errors import guarded
 from trm_jax.runtime.files import write_file
 from trm_jax.weights import weights_file
@@ -124,8 +125,7 @@ def _base64(array: np.ndarray) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.watch", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Parser("python -m trm_jax.watch", __doc__)
     command.add_source(parser)
     parser.add_argument("--out", help=f"the page ({OUT}, unless there is --gif or --png)")
     parser.add_argument("--gif", help="an animation; of several puzzles, one each, numbered")

@@ -3,8 +3,10 @@
     python -m trm_jax.weights --workdir=runs/quick --out=quick.safetensors
 
 The tensors are named params/..., fixed/H_init, fixed/L_init and table; for ARC there are the identifiers too, the names
-of the table's rows. The file's header holds, as JSON under "trm_jax", where they come from (`Export.metadata`). Reading
-never executes anything from the file.
+of the table's rows. The file's header holds, as JSON under "trm_jax", where they come from (`Export.metadata`), and the
+SHA-256 of every tensor; its own is under "trm_jax.sha256". What does not match is refused, and so is a header whose
+sizes are not those of the tensors, before anything is built. Files of format 1 have no checksums. Reading never
+executes anything from the file.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import sys
@@ -31,12 +34,15 @@ from trm_jax.data.shape import Shape
 from trm_jax.models.network import Bound, Model, Weights
 from trm_jax.runtime import distributed
 from trm_jax.runtime.errors import UserError, guarded
+from trm_jax.runtime.files import write_file
 from trm_jax.training import run_folder
 
-FORMAT = 1
+FORMAT = 2  # 1: the same without checksums
+MOST_CYCLES, MOST_PREFIX = 1024, 4096  # inner cycles, H_cycles and prefix positions that a header may ask for
 TRAINED = Path(__file__).parent / "trained"  # the files that come with this package, by name
 DEFAULT = "rsm-sudoku-quick"
 KEY = "trm_jax"
+KEY_DIGEST = "trm_jax.sha256"
 NAMES = "identifiers"  # the tensor that holds them, uint8, a line each
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 _TENSOR_DTYPES = {"BF16": "bfloat16", "F32": "float32"}
@@ -113,21 +119,18 @@ def save(path: str | os.PathLike, export: Export, dtype: str = "bfloat16") -> No
                for name, leaf in _named(export.weights).items()}
     if export.identifiers is not None:
         tensors[NAMES] = np.frombuffer("\n".join(export.identifiers).encode(), np.uint8)
+    if broken := sorted(name for name, t in tensors.items() if name != NAMES and not _finite(t)):
+        raise WeightsError(f"{path} was not written: {', '.join(broken)} holds what is no finite number; the run has "
+                           "gone wrong, take an earlier checkpoint")
     header = {"format": FORMAT, "config": config.to_json(export.experiment), "shape": dataclasses.asdict(export.shape),
-              "puzzle": export.puzzle, **export.metadata, "dtype": dtype}
-    content = safetensors.numpy.save(tensors, {KEY: json.dumps(header)})
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+              "puzzle": export.puzzle, **export.metadata, "dtype": dtype,
+              "sha256": {name: _digest(tensor) for name, tensor in tensors.items()}}
+    text = json.dumps(header)
+    content = safetensors.numpy.save(tensors, {KEY: text, KEY_DIGEST: _digest(text)})
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_file(path, content)
     except OSError as error:
         raise WeightsError(f"{path} was not written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike) -> Export:
@@ -138,13 +141,23 @@ def load(path: str | os.PathLike) -> Export:
         with safe_open(path, framework="numpy") as file:
             header = _header(path, file.metadata())
             experiment, shape = _experiment(path, header), Shape(**header["shape"])
+            _check_sizes(path, header["L"], experiment.arch, shape,
+                         {name: list(file.get_slice(name).get_shape()) for name in file.keys()})
             wanted = _named(Weights(*jax.eval_shape(Model(experiment.arch, shape).init, jax.random.key(0))))
             _compare(path, {name: file.get_slice(name) for name in file.keys() if name != NAMES}, wanted)
             identifiers = _identifiers(path, file, header["puzzle"], shape)
-            arrays = {name: jnp.asarray(file.get_tensor(name).astype(np.float32)) for name in wanted}
+            arrays = {}
+            for name in (*wanted, *([NAMES] if identifiers is not None else [])):
+                tensor = file.get_tensor(name)
+                if header["format"] > 1 and _digest(tensor) != header["sha256"].get(name):
+                    raise WeightsError(f"{path} is damaged: {name} is not what was written (its SHA-256 differs)")
+                if name in wanted:
+                    if not _finite(tensor):
+                        raise WeightsError(f"{path}: {name} holds what is no finite number")
+                    arrays[name] = jnp.asarray(tensor.astype(np.float32))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is damaged or no safetensors file: {_line(error)}") from error
-    metadata = {k: v for k, v in header.items() if k not in ("format", "config", "shape", "puzzle")}
+    metadata = {k: v for k, v in header.items() if k not in ("format", "config", "shape", "puzzle", "sha256")}
     return Export(experiment, shape, header["puzzle"], _nested(arrays), metadata, identifiers)
 
 
@@ -167,21 +180,26 @@ def _header(path, raw: Mapping[str, str] | None) -> dict[str, Any]:
     """The header's JSON, with the fields that are needed in their types."""
     if KEY not in (raw or {}):
         raise WeightsError(f"{path} is a safetensors file, but not one of trm_jax.weights: no {KEY!r} in its header")
+    if KEY_DIGEST in raw and raw[KEY_DIGEST] != _digest(raw[KEY]):
+        raise WeightsError(f"{path} is damaged: its header is not what was written (its SHA-256 differs)")
     try:
         header = json.loads(raw[KEY])
-    except ValueError as error:
-        raise WeightsError(f"{path}: its header is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its header is not JSON ({_line(error)})") from error
     made = header.get("format") if isinstance(header, dict) else None
-    if made != FORMAT:
-        raise WeightsError(f"{path} has format {made!r}; this version reads format {FORMAT}")
+    if made not in (1, FORMAT) or type(made) is not int:
+        raise WeightsError(f"{path} has format {made!r:.40}; this version reads formats 1 and {FORMAT}")
+    if made > 1 and not (KEY_DIGEST in raw and isinstance(header.get("sha256"), dict)):
+        raise WeightsError(f"{path} is damaged: it has lost its checksums")
     for name, kind in (("config", dict), ("shape", dict), ("puzzle", dict), ("step", int), ("total_steps", int),
                        ("L", int), ("parameters", str), ("dtype", str)):
         if not isinstance(header.get(name), kind):
-            raise WeightsError(f"{path}: {name} in its header is {header.get(name)!r}, must be of type {kind.__name__}")
+            raise WeightsError(f"{path}: {name} in its header is {header.get(name)!r:.40}, must be of type "
+                               f"{kind.__name__}")
     fields = [field.name for field in dataclasses.fields(Shape)]
     if sorted(header["shape"]) != sorted(fields) or not all(
             type(n) is int and n > 0 for n in header["shape"].values()):
-        raise WeightsError(f"{path}: shape in its header is {header['shape']!r}, must give {', '.join(fields)}")
+        raise WeightsError(f"{path}: shape in its header is {header['shape']!r:.80}, must give {', '.join(fields)}")
     return header
 
 
@@ -195,6 +213,32 @@ def _experiment(path, header: dict[str, Any]) -> config.Experiment:
     if (domain.seq_len, domain.vocab_size) != (shape["seq_len"], shape["vocab_size"]):
         raise WeightsError(f"{path}: puzzle {header['puzzle']} and shape {shape} in its header contradict each other")
     return experiment
+
+
+def _check_sizes(path, L: int, arch: config.Arch, shape: Shape, tensors: Mapping[str, list[int]]) -> None:
+    """Refuses a header that asks for more than the tensors are, before a model is built from it."""
+    def blocks(kind: str) -> int:
+        return len({name.split("/")[1] for name in tensors if name.startswith(f"params/{kind}_")})
+    for what, asked, there in (
+            ("arch.L_layers", arch.L_layers, blocks("layers")), ("arch.H_layers", arch.H_layers, blocks("H_layers")),
+            ("vocabulary and arch.hidden_size", [shape.vocab_size, arch.hidden_size],
+             tensors.get("params/embed_tokens", []))):
+        if asked != there:
+            raise WeightsError(f"{path}: {what} in its header is {asked}, but its tensors are those of {there}")
+    low = 0 if arch.recursion == "direct" else 1
+    for what, value, least, most in (("L", L, low, MOST_CYCLES), ("arch.L_cycles", arch.L_cycles, low, MOST_CYCLES),
+                                     ("arch.H_cycles", arch.H_cycles, 1, MOST_CYCLES),
+                                     ("arch.puzzle_emb_len", arch.puzzle_emb_len, 0, MOST_PREFIX)):
+        if not least <= value <= most:
+            raise WeightsError(f"{path}: {what} in its header is {value}, must be {least} to {most}")
+
+
+def _digest(of: str | np.ndarray) -> str:
+    return hashlib.sha256(of.encode() if isinstance(of, str) else np.ascontiguousarray(of).tobytes()).hexdigest()
+
+
+def _finite(tensor: np.ndarray) -> bool:
+    return bool(np.isfinite(tensor.astype(np.float32)).all())
 
 
 def _compare(path, tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
