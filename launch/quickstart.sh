@@ -32,22 +32,18 @@ step() {
 config=experiments/rsm_sudoku.py:quick
 python=.venv/bin/python
 step "install" setup_environment
-if [ -n "$dry_run" ] || [ ! -e data/sudoku-40 ]; then
-  step "generate 9x9 Sudokus with 40 blanks, one solution each" \
-    "$python" -m trm_jax.data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
-fi
-step "train a recursive model of 80,000 parameters, then let it think longer and longer about new puzzles" \
+step "make 9x9 Sudokus, train a recursive model of 80,000 parameters, let it think longer and longer about new ones" \
   "$python" -m trm_jax.main --config="$config" --workdir="$run"
 step "solve a puzzle that it has never seen" \
-  "$python" -m trm_jax.solve --workdir="$run" --example 0 --watch || echo "(not every answer is right: the verifier says so)"
+  "$python" -m trm_jax solve --workdir="$run" --example 0 --watch || echo "(not every answer is right: the verifier says so)"
 step "put that into a web page that needs no network" \
-  "$python" -m trm_jax.watch --workdir="$run" --example 0 --example 1 --example 2 --out "$run/think.html" || true
+  "$python" -m trm_jax watch --workdir="$run" --example 0 --example 1 --example 2 --out "$run/think.html" || true
 cat <<TEXT
 
 The run lies in $run: config, checkpoints, metrics.jsonl, TensorBoard files, eval/*.json. Open $run/think.html in a
 browser to watch it think. What to type next:
 
-  $python -m trm_jax.solve --workdir=$run --restarts=8 "PUZZLE"      81 characters, '.' for a blank
-  $python -m trm_jax.main --config=$config --workdir=$run --mode=evaluate --config.eval.H_test='(256,1024)'
+  $python -m trm_jax solve --workdir=$run --tries=8 "PUZZLE"      81 characters, '.' for a blank
+  $python -m trm_jax.main --config=$config --workdir=$run --mode=evaluate --config.eval.H_test=256,1024
   $python -m trm_jax.main --config=experiments/rsm_sudoku.py --mode=describe      the paper's model
 TEXT

@@ -20,13 +20,10 @@ seeds=("$@")
 [ "${#seeds[@]}" -gt 0 ] || seeds=(0 1 2)
 
 $run setup_environment
-if [ ! -e data/sudoku-40 ]; then
-  $run .venv/bin/python -m trm_jax.data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
-fi
 folders=()
 for seed in "${seeds[@]}"; do
   folders+=("$runs/seed-$seed")
-  $run .venv/bin/python -m trm_jax.main --config=experiments/rsm_sudoku.py:quick --workdir="$runs/seed-$seed" \
+  $run .venv/bin/python -m trm_jax train --config=rsm_sudoku:quick --workdir="$runs/seed-$seed" \
     --config.seed="$seed" --config.eval.max_examples=0
 done
-$run .venv/bin/python -m trm_jax.report "${folders[@]}" --min_exact 97.5 --at 64 --max_drop 1 --between 16 256
+$run .venv/bin/python -m trm_jax report "${folders[@]}" --min_exact 97.5 --at 64 --max_drop 1 --between=16,256

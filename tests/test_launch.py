@@ -74,8 +74,8 @@ def test_test_installs_and_tests():
 
 def test_quickstart_trains_solves_and_draws():
     out = dry("quickstart.sh", "runs/a")
-    for command in ("-m trm_jax.data sudoku --generate", f"-m trm_jax.main --config={CONFIG} --workdir=runs/a",
-                    "-m trm_jax.solve --workdir=runs/a", "-m trm_jax.watch --workdir=runs/a"):
+    for command in (f"-m trm_jax.main --config={CONFIG} --workdir=runs/a", "-m trm_jax solve --workdir=runs/a",
+                    "-m trm_jax watch --workdir=runs/a"):
         assert command in out
     assert refused("quickstart.sh", "--fast").startswith("unknown option --fast")
 
@@ -83,7 +83,7 @@ def test_quickstart_trains_solves_and_draws():
 def test_stability_trains_every_seed_and_compares():
     lines = dry("stability.sh", "runs/a", "3", "4").splitlines()
     assert [line.count("--config.seed=") for line in lines[-3:]] == [1, 1, 0]
-    assert "trm_jax.report runs/a/seed-3 runs/a/seed-4 --min_exact 97.5" in lines[-1]
+    assert "trm_jax report runs/a/seed-3 runs/a/seed-4 --min_exact 97.5" in lines[-1]
 
 
 # Slurm.

@@ -179,12 +179,13 @@ def test_from_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--weights=w", "--H=8,4"], "'8,4': must be numbers from 1 on that ascend"),
-    (["--weights=w", "--restarts=0"], "'0': must be numbers from 1 on that ascend"),
-    (["--weights=w", "--L=x"], "'x': must be numbers from 1 on that ascend"),
-    (["--weights=w", "--settle=0"], "--settle=0 must be at least 1"),
-    (["--weights=w", "--from_percent=100"], "--from_percent=100 must be at least 0 and under 100"),
-    ([], "one of the arguments --workdir --weights is required"),
+    (["--weights=w", "--H=8,4"], "argument --max_cycles: '8,4' must ascend"),
+    (["--weights=w", "--restarts=0"], "argument --tries: '0' must be a whole number of at least 1"),
+    (["--weights=w", "--L=x"], "argument --L: 'x' must be a whole number of at least 1"),
+    (["--weights=w", "--settle=0"], "--settle: '0' must be a whole number of at least 1"),
+    (["--weights=w", "--from_percent=100"], "--from_percent: '100' must be a number of at least 0 and at most 99"),
+    (["--weights=w", "--sigma=-1"], "--sigma: '-1' must be a number of at least 0"),
+    ([], "one of the arguments --weights --workdir is required"),
 ])
 def test_bad_arguments_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -208,7 +209,7 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, capsys):
              "always 2 inner cycles; leave it out"),
             (["--weights", str(tmp_path / "direct"), "--L=1"], "always 0 inner cycles; leave it out"),
             (["--weights", str(tmp_path / "plain"), "--data", str(other)], f"{other} does not fit the weights: puzzle"),
-            (["--weights", str(tmp_path / "plain"), "--vary=cycle", "--sigma=-1"], "sigma")):
+            (["--weights", str(tmp_path / "plain"), "--vary=cycle", "--sigma=0"], "sigma")):
         assert scaling.main(argv + out) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error

@@ -85,12 +85,13 @@ def _run(experiment: config.Experiment, mode: str, workdir: str, is_default: boo
     from trm_jax.jobs.pool import pool as pool_run
     from trm_jax.jobs.train import train as train_run
     from trm_jax.runtime import distributed
+    from trm_jax.runtime.progress import say
     logging.set_verbosity(logging.WARNING)  # at absl's default jax logs its housekeeping
     distributed.initialize()
     distributed.enable_compilation_cache(cache)
     if distributed.is_primary():
         if is_default:
-            making.say(f"run folder: {workdir} (--workdir says another)")
+            say(f"run folder: {workdir} (--workdir says another)")
         if again is not None:
             making.ensure(experiment.data, again)
     distributed.barrier("dataset")

@@ -123,7 +123,7 @@ def load(path, split: str, make: str = "") -> Split:
     """
     path = pathlib.Path(path)
     if not path.exists():
-        raise DatasetError(f"there is no dataset folder {path}; make it with: {make or 'python -m trm_jax.data'}")
+        raise DatasetError(f"there is no dataset folder {path}; make it with: {make or 'python -m trm_jax data'}")
     folder = path / split
     if not (folder / "dataset.json").is_file():
         raise DatasetError(f"{path} is not a dataset folder: has no {split}/dataset.json")

@@ -23,11 +23,11 @@ HUB = {"sudoku": "sapientinc/sudoku-extreme", "maze": "sapientinc/maze-30x30-har
 USUAL = {"sudoku": (60_000, 1000), "maze": (1000, 1000)}  # training and test puzzles to generate unless told otherwise
 
 
-def say(text: str) -> None:
+def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def ensure(data: Data, again: str = "", note: Callable[[str], None] = say) -> None:
+def ensure(data: Data, again: str = "", note: Callable[[str], None] = _tell) -> None:
     """Makes the folder at `data.path` as `data.make` says, if there is nothing at that place.
 
     Args:
@@ -39,7 +39,7 @@ def ensure(data: Data, again: str = "", note: Callable[[str], None] = say) -> No
     note(make(data, again=again, note=note))
 
 
-def make(data: Data, *, overwrite: bool = False, again: str = "", note: Callable[[str], None] = say) -> str:
+def make(data: Data, *, overwrite: bool = False, again: str = "", note: Callable[[str], None] = _tell) -> str:
     """Writes the folder; returns a summary.
 
     Raises:

@@ -1,9 +1,9 @@
 """Answers puzzles with a trained run or a weights file.
 
-    python -m trm_jax.solve "5...27..9..41......5..3..."                  with the weights that come with this package
-    python -m trm_jax.solve --workdir=runs/quick < puzzles.txt            answers in the order of the puzzles
-    python -m trm_jax.solve --weights=quick.safetensors --file=puzzles.json --format=json --tries=8
-    python -m trm_jax.solve --workdir=runs/quick --example=3 --watch      the answer as it fills in
+    python -m trm_jax solve "5...27..9..41......5..3..."                  with the weights that come with this package
+    python -m trm_jax solve --workdir=runs/quick < puzzles.txt            answers in the order of the puzzles
+    python -m trm_jax solve --weights=quick.safetensors --file=puzzles.json --format=json --tries=8
+    python -m trm_jax solve --workdir=runs/quick --example=3 --watch      the answer as it fills in
 
 Puzzles are read as people have them: one a line, with or without a name or rating; grids of several lines, drawn or
 not; CSV with a header; JSON, one value or one a line: texts, lists of rows, objects {"puzzle": ..., "id": ...} and ARC
@@ -77,7 +77,7 @@ def add_puzzles(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = arguments.Parser("python -m trm_jax.solve", __doc__)
+    parser = arguments.Parser("python -m trm_jax solve", __doc__)
     add_source(parser)
     arguments.add_tries(parser)
     parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle"), help="tell tries apart "
@@ -171,7 +171,7 @@ def what_next(answers: Sequence[Answer], args: argparse.Namespace, argv: Sequenc
             skip = not skip and "=" not in word
             continue
         kept.append(word)
-    command = shlex.join(["python", "-m", "trm_jax.solve", f"--tries={tries}", f"--max_cycles={cycles}", *kept])
+    command = shlex.join(["python", "-m", "trm_jax", "solve", f"--tries={tries}", f"--max_cycles={cycles}", *kept])
     return arguments.plain(f"{len(open_ones)} of {len(answers)} not verified; more tries, and longer ones, find more: "
                            f"{command}" + ("" if args.puzzle or args.file or args.example else " < PUZZLES"))
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__.strip())
         return 0
     if job not in JOBS:
-        print(f"error: bench {job or 'what'}? There are {', '.join(JOBS)}; see python -m trm_jax bench --help",
+        print(f"error: bench {job[:60]!r}? There are {', '.join(JOBS)}; see python -m trm_jax bench --help",
               file=sys.stderr)
         return 2
     return importlib.import_module(f"trm_jax.reports.{JOBS[job]}").main(rest)

@@ -12,7 +12,6 @@ and what of its arguments it updates in place.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -29,7 +28,7 @@ from trm_jax import config
 from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
 from trm_jax.data.published import PUBLISHED
-from trm_jax.runtime import distributed
+from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import guarded
 from trm_jax.runtime.text import human, table
 from trm_jax.training import step as step_lib
@@ -134,29 +133,25 @@ def show(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax bench step", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="experiment file, with its variant after a colon")
+    parser = arguments.Parser("python -m trm_jax bench step", __doc__)
+    parser.add_argument("--config", required=True, type=arguments.text,
+                        help="experiment, by name or file, with its variant after a colon")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="in the config; repeatable")
     parser.add_argument("--against", action="append", default=[], metavar="FIELD=VALUE[,...]",
                         help="a variant of the config; repeatable")
-    parser.add_argument("--rows", type=int, action="append", default=[], metavar="N",
+    parser.add_argument("--rows", type=arguments.integer(1), action="append", default=[], metavar="N",
                         help="the config with a puzzle table of N rows; repeatable, instead of --against")
-    parser.add_argument("--repeats", type=int, default=7, help="timed steps of each; the median counts. 0: "
-                        "none, what compiling tells of the memory is enough (%(default)s)")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="of what is printed (%(default)s)")
+    parser.add_argument("--repeats", type=arguments.integer(0, 100_000), default=7, help="timed steps of each; the "
+                        "median counts. 0: none, what compiling tells of the memory is enough (%(default)s)")
+    arguments.add_format(parser, "text", "json")
     args = parser.parse_args(argv)
-    if args.repeats < 0:
-        parser.error(f"--repeats={args.repeats} must not be negative")
-    if args.rows and (args.against or min(args.rows) < 1):
-        parser.error("--rows must be at least 1, and goes without --against")
-    return guarded(lambda: _run(args))
+    if args.rows and args.against:
+        parser.error("--rows goes without --against")
 
-
-def _run(args: argparse.Namespace) -> None:
-    base = config.with_fields(config.parse(config.from_file(args.config)), config.read_fields(args.set))
-    result = compare(base, args.against, args.repeats, args.rows)
-    print(json.dumps(result, indent=2) if args.format == "json" else show(result))
+    def run() -> None:
+        result = compare(config.load(args.config, args.set), args.against, args.repeats, args.rows)
+        print(json.dumps(result, indent=2) if args.format == "json" else show(result))
+    return guarded(run)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Several systems side by side: the same wall-clock of training, data and seeds; one table and one plot.
 
-    python -m trm_jax.compare --minutes=2 --seeds=0,1,2 --out=runs/compare \\
+    python -m trm_jax compare --minutes=2 --seeds=0,1,2 --out=runs/compare \\
         --configs=experiments/trm_mlp_sudoku.py:quick,experiments/rsm_sudoku.py:quick
 
 Every run trains for --minutes in a process of its own; compiling and evaluating are not counted, and are reported.
@@ -24,7 +24,6 @@ dear: FLOPs per example stand beside them.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import dataclasses
 import json
@@ -45,7 +44,7 @@ from trm_jax.config import Experiment
 from trm_jax.data.loading import Dataset
 from trm_jax.jobs import evaluate, train
 from trm_jax.reports import compare_tables, pictures
-from trm_jax.runtime import distributed, files
+from trm_jax.runtime import arguments, distributed, files
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.runtime.progress import say
 from trm_jax.training import run_folder
@@ -293,39 +292,37 @@ def gather(systems: Sequence[Entry], seeds: Sequence[int], settings: Terms) -> d
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.compare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", required=True, help="experiment files, each with its variant, with commas between")
-    parser.add_argument("--minutes", type=float, required=True, help="of training, for each run")
-    parser.add_argument("--seeds", default="0,1,2", help="with commas between (%(default)s)")
-    parser.add_argument("--out", required=True, help="folder of the comparison")
-    parser.add_argument("--evaluations", type=int, default=8, help="points of the curves (%(default)s)")
-    parser.add_argument("--calls", type=int, default=256, help="core calls, at most, of the curves (%(default)s)")
-    parser.add_argument("--examples", type=int, default=1000, help="test puzzles at the end; 0: all (%(default)s)")
-    parser.add_argument("--examples_during", type=int, default=200, help="at the other evaluations (%(default)s)")
+    parser = arguments.Parser("python -m trm_jax compare", __doc__)
+    parser.add_argument("--configs", required=True, type=arguments.listed(arguments.text),
+                        help="experiments, each with its variant, with commas between")
+    parser.add_argument("--minutes", type=arguments.number(above=True), required=True, help="of training, for each run")
+    parser.add_argument("--seeds", type=arguments.listed(arguments.integer(0, arguments.SEEDS)), default=(0, 1, 2),
+                        help="with commas between (0,1,2)")
+    arguments.add_out(parser, "folder of the comparison")
+    parser.add_argument("--evaluations", type=arguments.integer(1), default=8,
+                        help="points of the curves (%(default)s)")
+    parser.add_argument("--calls", type=arguments.integer(1), default=256,
+                        help="core calls, at most, of the curves (%(default)s)")
+    parser.add_argument("--examples", type=arguments.integer(0), default=1000,
+                        help="test puzzles at the end; 0: all (%(default)s)")
+    parser.add_argument("--examples_during", type=arguments.integer(0), default=200,
+                        help="at the other evaluations (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="in every config; repeatable")
+    arguments.add_format(parser, "text", "json")
     args = parser.parse_args(argv)
-    if not args.minutes > 0:
-        parser.error(f"--minutes={args.minutes:g} must be positive")
-    if min(args.evaluations, args.calls) < 1 or min(args.examples, args.examples_during) < 0:
-        parser.error("--evaluations and --calls must be at least 1, --examples and --examples_during not negative")
-    if not all(seed.isdigit() for seed in args.seeds.split(",")):
-        parser.error(f"--seeds={args.seeds} must be numbers with commas between")
-    return guarded(lambda: _run(args), interrupted="the same command goes on where this one stopped")
 
-
-def _run(args: argparse.Namespace) -> None:
-    settings = Terms(args.minutes, args.evaluations, args.calls, args.examples, args.examples_during,
-                        config.read_fields(args.set))
-    seeds = sorted({int(seed) for seed in args.seeds.split(",")})
-    out = Path(args.out)
-    results = compare(args.configs.split(","), seeds, settings, out)
-    print(compare_tables.table(results))
-    try:
-        pictures.save(compare_tables.figure(results), out / "comparison.png")
-    except pictures.PictureError as error:
-        say(f"no plot: {error}")
-    say(f"written to {out}: table.md, results.json")
+    def run() -> None:
+        settings = Terms(args.minutes, args.evaluations, args.calls, args.examples, args.examples_during,
+                         config.read_fields(args.set))
+        out = Path(args.out)
+        results = compare(args.configs, sorted(set(args.seeds)), settings, out)
+        print(json.dumps(results, indent=2) if args.format == "json" else compare_tables.table(results))
+        try:
+            pictures.save(compare_tables.figure(results), out / "comparison.png")
+        except pictures.PictureError as error:
+            say(f"no plot: {error}")
+        say(f"written to {out}: table.md, results.json")
+    return guarded(run, interrupted="the same command goes on where this one stopped")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Shows how answers come about, cycle by cycle, on one page that needs nothing but a browser.
 
-    python -m trm_jax.watch "5...27..9..41......5..3..."                            think.html, packaged weights
-    python -m trm_jax.watch --workdir=runs/quick --example=3 --example=40 --out=think.html
-    python -m trm_jax.watch --weights=quick.safetensors --file=puzzles.txt --gif=think.gif --png=think.png
+    python -m trm_jax watch "5...27..9..41......5..3..."                            think.html, packaged weights
+    python -m trm_jax watch --workdir=runs/quick --example=3 --example=40 --out=think.html
+    python -m trm_jax watch --weights=quick.safetensors --file=puzzles.txt --gif=think.gif --png=think.png
 
 The page holds the puzzles that could be read, and works offline. GIF and PNG (a strip) hold one puzzle each and need
 matplotlib. The exit status is 0 if the verifier accepts every answer, 1 if not, 2 if nothing could be shown.
@@ -125,11 +125,12 @@ def _base64(array: np.ndarray) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments.Parser("python -m trm_jax.watch", __doc__)
+    parser = arguments.Parser("python -m trm_jax watch", __doc__)
     command.add_source(parser)
-    parser.add_argument("--out", help=f"the page ({OUT}, unless there is --gif or --png)")
-    parser.add_argument("--gif", help="an animation; of several puzzles, one each, numbered")
-    parser.add_argument("--png", help="some of the cycles side by side; of several puzzles, one each, numbered")
+    parser.add_argument("--out", type=arguments.text, help=f"the page ({OUT}, unless there is --gif or --png)")
+    parser.add_argument("--gif", type=arguments.text, help="an animation; of several puzzles, one each, numbered")
+    parser.add_argument("--png", type=arguments.text,
+                        help="some of the cycles side by side; of several puzzles, one each, numbered")
     parser.add_argument("--title", default="Watch it think", help="of the page (%(default)s)")
     command.add_puzzles(parser)
     args = parser.parse_args(argv)

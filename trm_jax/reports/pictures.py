@@ -1,12 +1,11 @@
 """Pictures for reports, as PNG or whatever else matplotlib writes (install it with: pip install 'trm_jax[plot]').
 
-    python -m trm_jax.pictures accuracy --out=accuracy.png runs/seed0 runs/seed1      exact accuracy over depth
-    python -m trm_jax.pictures solve --out=solve.png --workdir=runs/seed0 --example=3  one puzzle as it fills in
+    python -m trm_jax plot accuracy --out=accuracy.png runs/seed0 runs/seed1      exact accuracy over depth
+    python -m trm_jax plot solve --out=solve.png --workdir=runs/seed0 --example=3  one puzzle as it fills in
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
@@ -20,6 +19,7 @@ from trm_jax.inference import command, solver, text_film
 from trm_jax.inference.solver import Solver
 from trm_jax.puzzles import arc
 from trm_jax.reports import report
+from trm_jax.runtime import arguments
 from trm_jax.runtime.errors import UserError, guarded
 
 INK, FAINT, GRID, WRONG = "#1a1a1a", "#6b6b6b", "#e4e4e4", "#c8202f"
@@ -320,45 +320,50 @@ def save(figure, out: str | os.PathLike) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.pictures", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True)
+    parser = arguments.Parser("python -m trm_jax plot", __doc__)
+    commands = parser.add_subparsers(dest="what", required=True, parser_class=arguments.Parser)
     a = commands.add_parser("accuracy", help="exact accuracy over test-time depth")
-    a.add_argument("run", nargs="+", help="folder of a run (its newest evaluation is taken) or an evaluation's JSON")
-    a.add_argument("--labels", nargs="+", help="one for each line, instead of the runs' folders")
-    a.add_argument("--from_percent", type=float, default=0.0, help="where the vertical axis begins (%(default)s)")
+    a.add_argument("run", nargs="+", type=arguments.text,
+                   help="folder of a run (its newest evaluation is taken) or an evaluation's JSON")
+    a.add_argument("--labels", nargs="+", type=arguments.listed(arguments.text), metavar="A,B",
+                   help="one for each line, instead of the runs' folders")
+    a.add_argument("--from_percent", type=arguments.number(0, 99), default=0.0,
+                   help="where the vertical axis begins (%(default)s)")
     s = commands.add_parser("solve", help="one puzzle as it fills in")
     command.add_source(s)
     puzzle = s.add_mutually_exclusive_group(required=True)
-    puzzle.add_argument("--example", type=int, metavar="N", help="puzzle N of the run's test set, counted from 0")
+    puzzle.add_argument("--example", type=arguments.integer(), metavar="N",
+                        help="puzzle N of the run's test set, counted from 0")
     puzzle.add_argument("--puzzle", help="a puzzle as text")
     for each in (a, s):
-        each.add_argument("--out", required=True, help="file to write; its ending says the format")
+        arguments.add_out(each, "file to write; its ending says the format")
     args = parser.parse_args(argv)
-    return guarded(lambda: _draw(args))
+
+    def run() -> None:
+        if args.what == "accuracy":
+            figure = _accuracy(args.run, [label for labels in args.labels or () for label in labels], args.from_percent)
+        else:
+            figure = _strip(args)
+        save(figure, args.out)
+        print(args.out)
+    return guarded(run)
 
 
-def _draw(args) -> None:
-    save(_accuracy(args) if args.what == "accuracy" else _strip(args), args.out)
-    print(args.out)
-
-
-def _accuracy(args):
-    results = [result for run in args.run for result in report.newest(run)]
-    labels = args.labels or [_label(result) for result in results]
+def _accuracy(runs: Sequence[str], labels: Sequence[str], from_percent: float):
+    results = [result for run in runs for result in report.newest(run)]
+    labels = labels or [_label(result) for result in results]
     if len(labels) != len(results):
         raise PictureError(f"--labels gives {len(labels)} for {len(results)} lines: "
                            + ", ".join(result.label for result in results))
-    if not 0 <= args.from_percent < 100:
-        raise PictureError(f"--from_percent={args.from_percent:g}: must be at least 0 and under 100")
-    return accuracy(results, labels, args.from_percent)
+    return accuracy(results, labels, from_percent)
 
 
 def _strip(args):
     pyplot()  # before the long part
     export = command.open_source(args)
-    puzzle, solution = (args.puzzle, None) if args.example is None else command.load_example(export, args.example)
     solver = Solver.of(export)
+    puzzle, solution = (args.puzzle, None) if args.example is None else solver.example(export.experiment.data,
+                                                                                       args.example)
     trace = solver.trace(puzzle, args.max_cycles, settle=args.settle)
     answer = solver.judge_trace(trace, args.settle)
     if answer.verified:  # a maze has other right answers than its label

@@ -1,7 +1,7 @@
 """A table of what runs reached, and checks on it: exact accuracy over test-time depth, one row per run.
 
-    python -m trm_jax.report runs/seed0 runs/seed1 runs/seed2
-    python -m trm_jax.report runs/seed* --min_exact=97.5 --at=64 --max_drop=1 --between 16 256
+    python -m trm_jax report runs/seed0 runs/seed1 runs/seed2
+    python -m trm_jax report runs/seed* --min_exact=97.5 --at=64 --max_drop=1 --between=16,256
 
 With checks, every run is told to pass or fail, and the exit status is 1 if any fails. It is 2 if the runs cannot be
 read or were not evaluated at the depths that the checks ask for.
@@ -9,7 +9,6 @@ read or were not evaluated at the depths that the checks ask for.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trm_jax.runtime import text
+from trm_jax.runtime import arguments, text
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.runtime.text import percent
 
@@ -134,33 +133,51 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.report", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="+", help="folder of a run (its newest evaluation counts) or an evaluation's JSON")
-    parser.add_argument("--min_exact", type=float, help="percent that every run must reach at --at")
-    parser.add_argument("--at", type=int, help="outer cycles (H_test)")
-    parser.add_argument("--max_drop", type=float, help="points that a run may lose with depth in --between")
-    parser.add_argument("--between", type=int, nargs=2, metavar=("FROM", "TO"), help="outer cycles (H_test)")
-    args = parser.parse_args(argv)
+    parser = arguments.Parser("python -m trm_jax report", __doc__)
+    parser.add_argument("run", nargs="+", type=arguments.text,
+                        help="folder of a run (its newest evaluation counts) or an evaluation's JSON")
+    parser.add_argument("--min_exact", type=arguments.number(0, 100), help="percent that every run must reach at --at")
+    parser.add_argument("--at", type=arguments.integer(1), help="outer cycles (H_test)")
+    parser.add_argument("--max_drop", type=arguments.number(0, 100),
+                        help="points that a run may lose with depth in --between")
+    parser.add_argument("--between", type=arguments.listed(arguments.integer(1), ascending=True), metavar="FROM,TO",
+                        help="outer cycles (H_test)")
+    arguments.add_format(parser, "text", "json")
+    args = parser.parse_args(_with_comma(sys.argv[1:] if argv is None else argv))
     for value, depth in (("min_exact", "at"), ("max_drop", "between")):
         if (getattr(args, value) is None) != (getattr(args, depth) is None):
             parser.error(f"--{value} and --{depth} go together")
-    if args.between and args.between[0] >= args.between[1]:
-        parser.error(f"--between {args.between[0]} {args.between[1]}: the first must be smaller")
-    return guarded(lambda: _report(args))
+    if args.between and len(args.between) != 2:
+        parser.error("--between must be two depths: FROM,TO")
+    checks = {name: getattr(args, name) for name in ("min_exact", "at", "max_drop", "between")}
+    return guarded(lambda: _report(args.run, checks, args.format == "json"))
 
 
-def _report(args: argparse.Namespace) -> int:
-    results = [result for run in args.run for result in newest(run)]
-    print(table(results))
-    if args.at is None and args.between is None:
-        return 0
-    verdicts = [faults(r, args.min_exact, args.at, args.max_drop, args.between) for r in results]
-    print()
-    for result, found in zip(results, verdicts):
-        print(f"{result.label}: " + ("FAIL: " + "; ".join(found) if found else "pass"))
+def _with_comma(argv: Sequence[str]) -> list[str]:
+    """--between FROM TO, as it was written before lists had commas, with one."""
+    words = list(argv)
+    for i, word in enumerate(words[:-2]):
+        if word == "--between" and words[i + 1].isdigit() and words[i + 2].isdigit():
+            words[i + 1:i + 3] = [f"{words[i + 1]},{words[i + 2]}"]
+    return words
+
+
+def _report(runs: Sequence[str], checks: dict[str, Any], as_json: bool) -> int:
+    results = [result for run in runs for result in newest(run)]
+    checked = any(value is not None for value in checks.values())
+    verdicts = [faults(r, **checks) if checked else [] for r in results]
     failed = sum(map(bool, verdicts))
-    print(f"{len(results) - failed} of {len(results)} pass")
+    if as_json:
+        print(json.dumps([{"run": r.label, "evaluation": str(r.path), "step": r.evaluation["step"],
+                           "dataset": r.evaluation["dataset"], "figures": list(r.figures.values()),
+                           **({"fails": found} if checked else {})} for r, found in zip(results, verdicts)], indent=2))
+        return 1 if failed else 0
+    print(table(results))
+    if checked:
+        print()
+        for result, found in zip(results, verdicts):
+            print(f"{result.label}: " + ("FAIL: " + "; ".join(found) if found else "pass"))
+        print(f"{len(results) - failed} of {len(results)} pass")
     return 1 if failed else 0
 
 

@@ -1,7 +1,7 @@
 """How answers improve with what is spent on them: scaling curves of a run or a weights file, as a figure and JSON.
 
-    python -m trm_jax.scaling --weights=quick.safetensors --out=scaling --examples=200
-    python -m trm_jax.scaling --workdir=runs/quick --data=data/sudoku-hard --out=scaling --L=2,4,8 --restarts=1,2,4,8
+    python -m trm_jax scaling --weights=quick.safetensors --out=scaling --examples=200
+    python -m trm_jax scaling --workdir=runs/quick --data=data/sudoku-hard --out=scaling --L=2,4,8 --restarts=1,2,4,8
 
 Writes scaling.json and scaling.png into the folder: the share of puzzles solved over outer and inner cycles, over the
 cycles that a puzzle took until it stopped, over restarts, and over floating-point operations per puzzle. Every point is
@@ -10,11 +10,9 @@ of the same puzzles; which they are is in both files.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import hashlib
-import os
 import shlex
 import sys
 import time
@@ -35,7 +33,7 @@ from trm_jax.inference.choice import STOPS, choose
 from trm_jax.inference.settings import Settings
 from trm_jax.puzzles import puzzle_of
 from trm_jax.reports import pictures
-from trm_jax.runtime import distributed, files
+from trm_jax.runtime import arguments, distributed, files
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.runtime.progress import say
 from trm_jax.runtime.text import percent
@@ -394,61 +392,46 @@ def _finish(ax, from_percent: float | None, label: str, title: str, legend: str 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     defaults = Sweep()
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.scaling", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", help="folder of a run; its best checkpoint is used")
-    source.add_argument("--weights", help="file written by python -m trm_jax.weights")
-    parser.add_argument("--out", required=True, help="folder for scaling.json and scaling.png")
-    parser.add_argument("--data", default="", help="dataset folder; otherwise the run's own")
-    parser.add_argument("--examples", type=int, default=defaults.examples,
+    parser = arguments.Parser("python -m trm_jax scaling", __doc__)
+    ascending = arguments.listed(arguments.integer(1), ascending=True)
+    arguments.add_source(parser, weights_file.named())
+    arguments.add_out(parser, "folder for scaling.json and scaling.png")
+    parser.add_argument("--data", type=arguments.text, help="dataset folder; otherwise the run's own")
+    parser.add_argument("--examples", type=arguments.integer(0), default=defaults.examples,
                         help="a seeded sample of the test set; 0: all of it (%(default)s)")
-    parser.add_argument("--H", type=_ascending, default=(), help="outer cycles, commas between (1,2,4 ... 64)")
-    parser.add_argument("--L", type=_ascending, default=(), help="inner cycles (those of the training, half, twice)")
-    parser.add_argument("--restarts", type=_ascending, default=defaults.restarts, help="answers per puzzle (1,2,4,8)")
-    parser.add_argument("--settle", type=int, default=defaults.settle, help="cycles without a change (%(default)s)")
+    arguments.option(parser, "--max_cycles", "--H", type=ascending, default=(),
+                     help="outer cycles, commas between (1,2,4 ... 64)")
+    parser.add_argument("--L", type=ascending, default=(), help="inner cycles (those of the training, half, twice)")
+    arguments.add_tries(parser, defaults.restarts, ascending, "answers per puzzle")
+    parser.add_argument("--settle", type=arguments.integer(1), default=defaults.settle,
+                        help="cycles without a change (%(default)s)")
     parser.add_argument("--vary", default=defaults.vary, choices=("start", "cycle", "symmetry"),
-                        help="how restarts differ (by symmetries where the puzzle has them, else noise at the start)")
-    parser.add_argument("--sigma", type=float, default=defaults.sigma, help="of the noise (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="puzzles at once (%(default)s)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the restarts (%(default)s)")
-    parser.add_argument("--from_percent", type=float, default=0.0, help="where vertical axes begin (%(default)s)")
-    parser.add_argument("--compilation_cache", default=distributed.COMPILED,
-                        help="folder that keeps compiled programs between calls; empty: none")
+                        help="how tries differ (by symmetries where the puzzle has them, else noise at the start)")
+    parser.add_argument("--sigma", type=arguments.number(), default=defaults.sigma, help="of the noise (%(default)s)")
+    arguments.add_batch_size(parser, defaults.batch_size)
+    arguments.add_seed(parser, "of the tries")
+    parser.add_argument("--from_percent", type=arguments.number(0, 99), default=0.0,
+                        help="where vertical axes begin (%(default)s)")
+    arguments.add_cache(parser, distributed.COMPILED)
     args = parser.parse_args(argv)
-    for name, least in (("examples", 0), ("settle", 1), ("batch_size", 1), ("seed", 0)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name}={getattr(args, name)} must be at least {least}")
-    if not 0 <= args.from_percent < 100:
-        parser.error(f"--from_percent={args.from_percent:g} must be at least 0 and under 100")
-    return guarded(lambda: _run(args, shlex.join(["python", "-m", "trm_jax.scaling", *argv])))
 
-
-def _ascending(text: str) -> tuple[int, ...]:
-    try:
-        values = tuple(map(int, text.split(",")))
-    except ValueError:
-        values = (0,)
-    if values[0] < 1 or list(values) != sorted(set(values)):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be numbers from 1 on that ascend, with commas between")
-    return values
-
-
-def _run(args: argparse.Namespace, command: str) -> None:
-    pictures.pyplot()  # before the long part
-    distributed.enable_compilation_cache(args.compilation_cache)
-    settings = Sweep(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Sweep)})
-    source = args.workdir or args.weights
-    of, settings = subject(weights_file.read(source), args.data, settings)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    result = measure(of, settings) | {"source": os.fspath(source), "command": command}
-    if args.weights:
-        result["weights_sha256"] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    files.write_json(out / "scaling.json", result)
-    pictures.save(figure(result, f"What thinking longer buys: {Path(source).stem} on {result['dataset']}",
-                         args.from_percent), out / "scaling.png")
-    print(f"written to {out}: scaling.json, scaling.png")
+    def run() -> None:
+        pictures.pyplot()  # before the long part
+        distributed.enable_compilation_cache(args.compilation_cache)
+        of, settings = subject(weights_file.read(args.source), args.data or "", Sweep(
+            args.max_cycles, args.L, args.tries, args.examples, args.settle, args.vary, args.sigma, args.batch_size,
+            args.seed))
+        out = Path(args.out)
+        out.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["python", "-m", "trm_jax", "scaling", *argv])
+        result = measure(of, settings) | {"source": args.source, "command": command}
+        if Path(args.source).is_file():
+            result["weights_sha256"] = hashlib.sha256(Path(args.source).read_bytes()).hexdigest()
+        files.write_json(out / "scaling.json", result)
+        pictures.save(figure(result, f"What thinking longer buys: {Path(args.source).stem} on {result['dataset']}",
+                             args.from_percent), out / "scaling.png")
+        print(f"written to {out}: scaling.json, scaling.png")
+    return guarded(run)
 
 
 if __name__ == "__main__":

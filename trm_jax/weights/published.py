@@ -1,9 +1,9 @@
 """Published weights <-> our parameters: names and layouts of the PyTorch code of HRM, TRM and RSM.
 
-    python -m trm_jax.models.pretrained show FILE                                what is in it, and what it is taken for
-    python -m trm_jax.models.pretrained import FILE --out trm.safetensors        for trm_jax.solve --weights
-    python -m trm_jax.models.pretrained import FILE --out trm.safetensors --config experiments/trm_mlp_sudoku.py
-    python -m trm_jax.models.pretrained export RUN_OR_WEIGHTS --out step_1000    for the published code
+    python -m trm_jax published show FILE                                what is in it, and what it is taken for
+    python -m trm_jax published import FILE --out trm.safetensors        for trm_jax.solve --weights
+    python -m trm_jax published import FILE --out trm.safetensors --config experiments/trm_mlp_sudoku.py
+    python -m trm_jax published export RUN_OR_WEIGHTS --out step_1000    for the published code
 
 FILE is what those projects save: a state dict, or RSM's dict around one; .safetensors as well. Weights do not tell
 everything: the number of heads, H_cycles and L_cycles and some more come from the options here, else from the
@@ -15,7 +15,6 @@ PyTorch keeps linear weights as [out, in]; ours are [in, out].
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import os
@@ -28,7 +27,7 @@ from typing import Any
 from trm_jax import config, puzzles
 from trm_jax.data.shape import Shape
 from trm_jax.models.network import Model, Weights
-from trm_jax.runtime import distributed
+from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import guarded
 from trm_jax.weights import torch_files
 from trm_jax.weights.published_names import (
@@ -137,68 +136,69 @@ def show(path: str | os.PathLike, given: Mapping[str, Any]) -> str:
     return "\n".join([*lines, published_systems.describe(found)])
 
 
-def _import(args) -> str:
+def _import(file: str, out: str, name: str | None, given: Mapping[str, Any], dtype: str) -> str:
+    """name: of the experiment whose weights they are; None: one is inferred."""
     from trm_jax.weights import published_systems
     from trm_jax.weights import weights_file as ours
-    experiment = None
-    if args.config:
-        experiment = config.parse(config.from_file(args.config))
-    given = {name: getattr(args, name) for name in (*OPTIONS, "puzzle")}
-    export, found = load(args.file, experiment, **given)
-    ours.save(args.out, export, args.dtype)
-    lines = [f"{args.out}: {export.model.parameter_count():,} parameters in {args.dtype}, L {export.metadata['L']}"]
-    if not args.config:
+    export, found = load(file, config.load(name) if name else None, **given)
+    ours.save(out, export, dtype)
+    lines = [f"{out}: {export.model.parameter_count():,} parameters in {dtype}, L {export.metadata['L']}"]
+    if not name:
         lines += [published_systems.describe(found),
-                  "  for python -m trm_jax.solve --weights; to evaluate it on a dataset, import it with --config"]
+                  "  for python -m trm_jax solve --weights; to evaluate it on a dataset, import it with --config"]
     return "\n".join(lines)
 
 
-def _export(args) -> str:
+def _export(source: str, out: str, prefix: str | None) -> str:
     from trm_jax.weights import weights_file as ours
-    export = ours.read(args.source)
+    export = ours.read(source)
     arch, m = export.experiment.arch, export.metadata
-    prefix = prefix_of(arch) if args.prefix is None else args.prefix
+    prefix = prefix_of(arch) if prefix is None else prefix
     made = state_dict(*export.weights, arch, prefix=prefix)
     extras = {"step": m["step"], "active_L": m["L"], "config": {"arch": config.to_json(export.experiment)["arch"]}}
-    plain = core_name(arch) != "core" and not args.out.endswith(".safetensors")  # HRM and TRM save nothing beside it
-    torch_files.write(args.out, made, None if plain else extras)
-    lines = [f"{args.out}: {len(made)} tensors under {prefix!r}, as the published code names them"]
+    plain = core_name(arch) != "core" and not out.endswith(".safetensors")  # HRM and TRM save nothing beside it
+    torch_files.write(out, made, None if plain else extras)
+    lines = [f"{out}: {len(made)} tensors under {prefix!r}, as the published code names them"]
     if other := deviations(arch):
         lines.append(f"  but not of a network that it has, it would refuse or misread it: {', '.join(other)}")
     return "\n".join(lines)
 
 
-OPTIONS = {"num_heads": int, "H_cycles": int, "L_cycles": int, "puzzle_emb_len": int, "seq_len": int,
-           "pos_encodings": str, "mixer_norm_axis": str, "forward_dtype": str}
+COUNT = arguments.integer(1, 1 << 20)
+OPTIONS = {"num_heads": COUNT, "H_cycles": COUNT, "L_cycles": COUNT, "puzzle_emb_len": arguments.integer(0, 1 << 20),
+           "seq_len": COUNT, "pos_encodings": str, "mixer_norm_axis": str, "forward_dtype": str}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.models.pretrained", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True)
-    reads = commands.add_parser("import", help="published weights into a file of trm_jax.weights")
+    parser = arguments.Parser("python -m trm_jax published", __doc__)
+    commands = parser.add_subparsers(dest="what", required=True, parser_class=arguments.Parser)
+    reads = commands.add_parser("import", help="published weights into a file of trm_jax weights")
     shows = commands.add_parser("show", help="what is in a file, and what it is taken for")
     writes = commands.add_parser("export", help="a run or a weights file under the published names")
     for command in (reads, shows):
-        command.add_argument("file", help="as the published code saves it, or .safetensors")
+        command.add_argument("file", type=arguments.text, help="as the published code saves it, or .safetensors")
         for name, kind in OPTIONS.items():
             command.add_argument(f"--{name}", type=kind, help="where the file does not tell"
                                  + (" (8 in everything published)" if name == "num_heads" else ""))
-    reads.add_argument("--config", help="the experiment whose weights they are, e.g. experiments/trm_mlp_sudoku.py")
+    reads.add_argument("--config", type=arguments.text,
+                       help="the experiment whose weights they are, e.g. trm_mlp_sudoku")
     reads.add_argument("--puzzle", help="sudoku or maze, where grid and vocabulary do not tell")
     reads.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored tensors")
-    writes.add_argument("source", help="folder of a run, or a file of trm_jax.weights")
+    writes.add_argument("source", type=arguments.text, help="folder of a run, a file of trm_jax weights, or a name")
     writes.add_argument("--prefix", help="in front of every name; by default what the published training writes")
     for command in (reads, writes):
-        command.add_argument("--out", required=True, help="file to write; for export, .safetensors or PyTorch's own")
+        arguments.add_out(command, "file to write; for export, .safetensors or PyTorch's own")
     args = parser.parse_args(argv)
-    return guarded(lambda: print(_do(args)))
 
-
-def _do(args: argparse.Namespace) -> str:
-    if args.what == "show":
-        return show(args.file, {name: getattr(args, name) for name in OPTIONS})
-    return _import(args) if args.what == "import" else _export(args)
+    def run() -> None:
+        given = {name: getattr(args, name) for name in (*OPTIONS, "puzzle") if hasattr(args, name)}
+        if args.what == "show":
+            print(show(args.file, given))
+        elif args.what == "import":
+            print(_import(args.file, args.out, args.config, given, args.dtype))
+        else:
+            print(_export(args.source, args.out, args.prefix))
+    return guarded(run)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a run has learned, in one safetensors file: parameters, config and puzzle domain, for use without the run.
 
-    python -m trm_jax.weights --workdir=runs/quick --out=quick.safetensors
+    python -m trm_jax weights --workdir=runs/quick --out=quick.safetensors
 
 The tensors are named params/..., fixed/H_init, fixed/L_init and table; for ARC there are the identifiers too, the names
 of the table's rows. The file's header holds, as JSON under "trm_jax", where they come from (`Export.metadata`), and the
@@ -11,7 +11,6 @@ executes anything from the file.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -32,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from trm_jax import config, puzzles
 from trm_jax.data.shape import Shape
 from trm_jax.models.network import Bound, Model, Weights
-from trm_jax.runtime import distributed
+from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.runtime.files import write_file
 from trm_jax.training import run_folder
@@ -269,20 +268,19 @@ def _line(error: Exception) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trm_jax.weights", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, help="folder of the run; its best checkpoint is taken")
-    parser.add_argument("--out", required=True, help="file to write")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors")
+    parser = arguments.Parser("python -m trm_jax weights", __doc__.splitlines()[0])
+    arguments.add_source(parser, named())
+    arguments.add_out(parser, "file to write")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors (%(default)s)")
     args = parser.parse_args(argv)
-    return guarded(lambda: _pack(args))
 
-
-def _pack(args: argparse.Namespace) -> None:
-    export = from_run(args.workdir)
-    save(args.out, export, args.dtype)
-    m = export.metadata
-    print(f"{args.out}: {export.model.parameter_count():,} {m['parameters']} parameters of step {m['step']:,} "
-          f"of {m['total_steps']:,} in {args.dtype}, {os.path.getsize(args.out):,} bytes")
+    def run() -> None:
+        export = read(args.source)
+        save(args.out, export, args.dtype)
+        m = export.metadata
+        print(f"{args.out}: {export.model.parameter_count():,} {m['parameters']} parameters of step {m['step']:,} "
+              f"of {m['total_steps']:,} in {args.dtype}, {os.path.getsize(args.out):,} bytes")
+    return guarded(run)
 
 
 if __name__ == "__main__":
