@@ -249,6 +249,78 @@ def test_json_in_and_out(cli, tmp_path):
     assert status == 2 and "p.json: cannot be read as JSON" in err
 
 
+def test_answers_are_told_as_they_come(solver):
+    told = []
+    answers = solver.solve([text(9), "12", text(1), text(3)], settle=4, verify=False, batch_size=1,
+                           each=lambda i, answer: told.append((i, answer)))
+    assert sorted(i for i, _ in told) == [0, 1, 2, 3] and all(answers[i] is answer for i, answer in told)
+    assert told[0][0] == 1, "what cannot be read is told at once"
+    soon = []
+    solver.solve([text(NEVER), text(1)], settle=0, max_cycles=64, each=lambda i, answer: soon.append(i))
+    assert soon == [1, 0]
+
+
+def test_what_is_done_is_printed_when_interrupted(cli, solver, monkeypatch):
+    def interrupted(puzzles, each, **settings):
+        for i in (2, 0):
+            each(i, solver.judge(solver.read(puzzles[i]), GRID, "settled", 3, 2))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(solver, "solve", interrupted)
+    status, out, err = cli(text(1), text(2), text(3), text(4))
+    assert status == 130 and out.splitlines() == ["1234341221434321", "", "1234341221434321"]
+    assert "puzzle 2: not answered: interrupted" in err and "\ninterrupted" in err and "puzzle 4" not in err
+
+
+def test_a_closed_pipe_ends_it_quietly(tmp_path):
+    weights_file.save(tmp_path / "w", tiny_export())
+    (tmp_path / "p.txt").write_text("".join(text(i % 12) + "\n" for i in range(3000)))
+    command_line = (f"{sys.executable} -m trm_jax.solve --weights={tmp_path / 'w'} --compilation_cache= --max_cycles=2 "
+                    f"--file={tmp_path / 'p.txt'} 2>{tmp_path / 'err'} | head -3")
+    done = subprocess.run(command_line, shell=True, capture_output=True, text=True, timeout=300)
+    assert len(done.stdout.splitlines()) == 3 and done.stderr == ""
+    assert len((tmp_path / "err").read_text().splitlines()) < 1000, "soon"
+    assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+def test_control_characters_never_reach_the_terminal(cli):
+    status, out, err = cli(stdin=json.dumps({"id": "a\x1b[31m\x07", "puzzle": text(2)}) + "\n\x1b]0;title\x07\n")
+    assert status == 1 and "\x1b" not in out + err and "\x07" not in out + err and "a\\x1b[31m\\x07: verified" in err
+
+
+def test_an_unsolved_puzzle_names_the_next_command(cli):
+    _, _, err = cli("--max_cycles=6", "--vary=start", text(NEVER))
+    assert "1 of 1 not verified; more tries, and longer ones, find more: python -m trm_jax.solve --tries=" in err
+    assert "--max_cycles=24" in err and "--vary=start" in err and err.strip().endswith(text(NEVER))
+
+
+def test_a_puzzle_without_a_solution_is_told_so(cli):
+    _, _, err = cli("--max_cycles=6", "12.." + "..34" + "." * 8)
+    assert "puzzle 1: NOT verified: the puzzle has no solution" in err and "more tries" not in err
+
+
+FORKED = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from trm_jax import Solver
+solver = Solver.load(sys.argv[1])
+solver.solve(["." * 15 + "1"], max_cycles=1)
+if os.fork() == 0:
+    for call in (lambda: solver.solve(["." * 16]), lambda: solver.trace("." * 16, 1), lambda: Solver.load(sys.argv[1])):
+        try:
+            call()
+            os._exit(1)
+        except ValueError as error:
+            assert "forked" in str(error) and "spawn" in str(error)
+    os._exit(0)
+sys.exit(os.wait()[1] != 0)
+"""
+
+
+def test_a_forked_child_is_told_that_it_would_hang(tmp_path):
+    weights_file.save(tmp_path / "w", tiny_export())
+    assert subprocess.run([sys.executable, "-c", FORKED, str(tmp_path / "w")], timeout=300).returncode == 0
+
+
 def test_pictures_out(cli):
     status, out, err = cli("--format=picture", text(3), "12")
     assert status == 1 and out.count("\u2502") == 4 and "puzzle 2: not answered" in err
