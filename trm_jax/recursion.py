@@ -23,6 +23,10 @@ line by line:
     latents = cycle(core, latents, x, L)                              # cycle H: gradient through all L + 1 calls
 """
 
+# pyright: strict
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -33,6 +37,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
+Leaf = Any  # an Array; in a tree of axes, shardings or names, one of those
 Core = Callable[[Array, Array], Array]
 
 
@@ -44,7 +49,7 @@ class Cores(NamedTuple):
 
 
 class Latents(NamedTuple):
-    y: Array  # [T, B, D] answer: what the heads read
+    y: Leaf  # [T, B, D] answer: what the heads read
     z: Any  # [T, B, D] reasoning; multi-scale z: a tuple of them; a single latent: ()
 
 
@@ -146,7 +151,7 @@ def transition(core: Core | Cores, latents: Latents, x: Array, L: int, keep: Arr
     """
     f_L, f_H = networks(core)
 
-    def outer(state, injection):
+    def outer(state: Array, injection: Array) -> Array:
         return lax.cond(keep, f_H, lambda s, i: lax.stop_gradient(f_H(s, i)), state, injection)
     latents, x = lax.stop_gradient((latents, x))
     return cycle(Cores(f_L, outer), latents, x, L, detached=L)
@@ -171,7 +176,7 @@ def several(cycle: Cycle, H: int) -> Cycle:
 
 def residual(new: Latents, old: Latents) -> Array:
     """Relative change of the latents in one cycle, |new - old| / |new| over all of them, float32 [B]."""
-    def squares(tree):
+    def squares(tree: Any) -> Any:
         return sum(jnp.sum(jnp.square(a.astype(jnp.float32)), axis=(0, 2)) for a in jax.tree.leaves(tree))
     change = squares(jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new, old))
     return jnp.sqrt(change / jnp.maximum(squares(new), jnp.finfo(jnp.float32).tiny))
@@ -182,9 +187,9 @@ class Watched(NamedTuple):
 
     latents: Latents
     answer: Any  # decode(y), e.g. tokens [B, S]
-    unchanged: Array  # int32 [B], cycles since the answer last changed
-    done: Array  # int32 [B], cycles done; those after a halt are not
-    residual: Array  # float32 [B], of the last cycle done; infinite before the first
+    unchanged: Leaf  # int32 [B], cycles since the answer last changed
+    done: Leaf  # int32 [B], cycles done; those after a halt are not
+    residual: Leaf  # float32 [B], of the last cycle done; infinite before the first
 
 
 def watch(latents: Latents, decode: Callable[[Array], Array]) -> Watched:
@@ -211,9 +216,10 @@ def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | 
         return Watched(latents, answer, jnp.where(same, w.unchanged + 1, 0), w.done + 1, residual(latents, w.latents))
 
     def advance_unless_halted(w: Watched) -> Watched:
+        assert halts is not None
         halted = (w.done > 0) & halts(w.latents.y)
 
-        def go_on(w):
+        def go_on(w: Watched) -> Watched:
             new = advance(w)
             return Watched(select(halted, w.latents, new.latents, 1), select(halted, w.answer, new.answer, 0),
                            jnp.where(halted, w.unchanged + 1, new.unchanged), jnp.where(halted, w.done, new.done),
@@ -225,7 +231,7 @@ def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | 
 def trace(core: Core | Cores, latents: Latents, x: Array, steps: int, L: int,
           decode: Callable[[Array], Any], cycle: Cycle = outer_cycle) -> tuple[Latents, Any]:
     """Every cycle's decode(y) and residual kept: (final latents, (decoded values, residuals [steps, B]))."""
-    def advance(latents, _):
+    def advance(latents: Latents, _: None) -> tuple[Latents, Any]:
         new = cycle(core, latents, x, L)
         return new, (decode(new.y), residual(new, latents))
     return lax.scan(advance, latents, length=steps)
@@ -233,6 +239,6 @@ def trace(core: Core | Cores, latents: Latents, x: Array, steps: int, L: int,
 
 def select(where: Array, a: Any, b: Any, axis: int) -> Any:
     """Per example: a's where `where` bool [B], else b's. Trees of arrays with the batch on `axis`."""
-    def choose(a, b):
+    def choose(a: Array, b: Array) -> Array:
         return jnp.where(jnp.expand_dims(where, [i for i in range(a.ndim) if i != axis]), a, b)
     return jax.tree.map(choose, a, b)

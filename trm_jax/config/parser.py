@@ -14,14 +14,14 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from trm_jax.config.fields import ConfigError, Experiment, Make
-from trm_jax.config.rules import _impossible
+from trm_jax.config.rules import impossible
 
 # Fields that may differ between a run and its continuation: they do not change what is learned.
 MOST = 2**32
 MAY_CHANGE = ("eval", "checkpoint", "log", "data.make", "data.exchanged")
 
 
-def default() -> ConfigDict:
+def default() -> Any:
     """Every field at its default, locked: an experiment can change fields, not invent them."""
     return to_config_dict(Experiment())
 
@@ -33,7 +33,7 @@ def to_config_dict(experiment: Experiment) -> ConfigDict:
 
 def to_json(experiment: Experiment) -> dict[str, Any]:
     """Nested plain dict with lists for tuples, as `config.json` holds it; `parse` reads it back."""
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
         return list(value) if isinstance(value, tuple) else value
@@ -50,7 +50,7 @@ def parse(config: ConfigDict | dict[str, Any]) -> Experiment:
     raw = config if isinstance(config, dict) else config.to_dict()  # raises where ml_collections found no file
     experiment = _build(Experiment, raw, "", faults)
     if not faults:
-        faults += _impossible(experiment)
+        faults += impossible(experiment)
     if faults:
         raise ConfigError("the config cannot be run:\n  " + "\n  ".join(faults))
     return experiment
@@ -110,7 +110,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     """
     found = {}
 
-    def compare(old, new, default, prefix):
+    def compare(old: dict[str, Any], new: dict[str, Any], default: dict[str, Any], prefix: str) -> None:
         for name in sorted({*old, *new}):
             if (dotted := prefix + name) in MAY_CHANGE:
                 continue
@@ -124,7 +124,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     return found
 
 
-def _build(cls, raw: Any, prefix: str, faults: list[str]):
+def _build(cls: Any, raw: Any, prefix: str, faults: list[str]) -> Any:
     if cls is Make and isinstance(raw, str):
         raw = _make_of_command(raw)
     if not isinstance(raw, dict):
@@ -169,7 +169,7 @@ def _make_of_command(command: str) -> dict[str, Any]:
     return made
 
 
-def _coerce(hint, value):
+def _coerce(hint: Any, value: Any) -> tuple[Any, str]:
     """(value as `hint`, "") or (value, why it is not one)."""
     origin = typing.get_origin(hint)
     if origin is Literal:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import functools
+import operator
+from collections.abc import Callable
+from typing import Any
 
 from trm_jax import puzzles
 from trm_jax.config.fields import MAKE_FIELDS, Experiment, Make
 
+Need = Callable[[bool, str, str], None]  # (holds, field, what must hold): notes the fault where it does not
 
-def _impossible(e: Experiment) -> list[str]:
+
+def impossible(e: Experiment) -> list[str]:
     """What types cannot tell: ranges, and fields that contradict each other."""
-    faults = []
+    faults: list[str] = []
 
-    def get(name: str):
-        return functools.reduce(getattr, name.split("."), e)
+    def get(name: str) -> Any:
+        return operator.attrgetter(name)(e)
 
     def need(ok: bool, name: str, rule: str):
         if not ok:
@@ -67,7 +71,7 @@ def _impossible(e: Experiment) -> list[str]:
     return faults
 
 
-def _impossible_puzzle(e: Experiment, faults: list[str], need) -> None:
+def _impossible_puzzle(e: Experiment, faults: list[str], need: Need) -> None:
     """What is asked of a puzzle that it does not offer."""
     name = e.data.puzzle
     try:
@@ -85,7 +89,7 @@ def _impossible_puzzle(e: Experiment, faults: list[str], need) -> None:
          f"must be 'start' or 'cycle' for data.puzzle = {name!r}: it {domain.no_symmetries}")
 
 
-def _impossible_make(e: Experiment, need) -> None:
+def _impossible_make(e: Experiment, need: Need) -> None:
     made = e.data.make
     for name in ("train", "test", "seed", "clues", "min_rating", "num_aug"):
         need(getattr(made, name) >= 0, f"data.make.{name}", "must not be negative")
@@ -98,7 +102,7 @@ def _impossible_make(e: Experiment, need) -> None:
     used = MAKE_FIELDS[made.source].get(e.data.puzzle)
     need(used is not None, "data.make.source", f"is not for data.puzzle = {e.data.puzzle!r}")
     for name in vars(made) if used is not None else ():
-        need(name in ("source", *used) or getattr(made, name) == getattr(Make, name), f"data.make.{name}",
+        need(name in ("source", *(used or ())) or getattr(made, name) == getattr(Make, name), f"data.make.{name}",
              f"has no meaning with data.make.source = {made.source!r}")
     required = {"csv": ("csv", "test_csv"), "arc_json": ("json_dir", "subsets", "test_subset")}
     for name in required.get(made.source, ()):
@@ -114,7 +118,7 @@ def no_cudnn(head: int, forward_dtype: str) -> str:
     return ""
 
 
-def _impossible_attention(e: Experiment, need) -> None:
+def _impossible_attention(e: Experiment, need: Need) -> None:
     a = e.arch
     head, rest = divmod(a.hidden_size, max(a.num_heads, 1))
     need(a.rope_columns >= 0, "arch.rope_columns", "must not be negative")
@@ -133,7 +137,7 @@ def _impossible_attention(e: Experiment, need) -> None:
         need(not no_cudnn(head, a.forward_dtype), "arch.attention", no_cudnn(head, a.forward_dtype))
 
 
-def _impossible_recursion(e: Experiment, need) -> None:
+def _impossible_recursion(e: Experiment, need: Need) -> None:
     a = e.arch
     transition = a.supervision == "terminal" and a.prob_detach_prev_H != 1
     need(a.H_cycles >= 1 + transition, "arch.H_cycles", f"must be at least {1 + transition}"
@@ -153,7 +157,7 @@ def _impossible_recursion(e: Experiment, need) -> None:
          f"must be at most L_cycles + 1 = {a.L_cycles + 1}, the calls of the last outer cycle; 0 stands for all")
 
 
-def _impossible_supervision(e: Experiment, need) -> None:
+def _impossible_supervision(e: Experiment, need: Need) -> None:
     a = e.arch
     if a.halting_head:
         need(a.puzzle_emb_ndim > 0, "arch.halting_head",

@@ -174,7 +174,7 @@ class Votes:
         best += best[:1] * (ATTEMPTS - len(best))
         return {f"attempt_{i + 1}": grid for i, grid in enumerate(best)}
 
-    def write_submission(self, path: str | os.PathLike) -> pathlib.Path:
+    def write_submission(self, path: str | os.PathLike[str]) -> pathlib.Path:
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(path.name + ".new")
@@ -183,7 +183,7 @@ class Votes:
         return path
 
 
-def ballot_of(folder: str | os.PathLike, test: dataset.Split) -> Callable[[], Votes]:
+def ballot_of(folder: str | os.PathLike[str], test: dataset.Split) -> Callable[[], Votes]:
     """What makes the empty `Votes` of a dataset folder; its names and test puzzles are read and checked once, here."""
     folder = pathlib.Path(folder)
     names, puzzles = dataset.load_identifiers(folder), arc_data.load_test_puzzles(folder)

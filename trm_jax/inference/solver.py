@@ -136,7 +136,7 @@ class Solver:
         self.domain, self._bound = domain, bound
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Solver:
+    def load(cls, path: str | os.PathLike[str]) -> Solver:
         """From a run's folder, a weights file, or the name of weights that come with this package.
 
         For ARC it is an arc_solver.ArcSolver. Raises WeightsError, CheckpointError, DatasetError or ConfigError, and

@@ -24,7 +24,7 @@ from trm_jax.weights import weights_file
 from trm_jax.weights.weights_file import WeightsError
 
 
-def save(result: dict[str, Any], workdir: str | os.PathLike, of: str = "",
+def save(result: dict[str, Any], workdir: str | os.PathLike[str], of: str = "",
          votes: arc_voting.Votes | None = None) -> pathlib.Path:
     """Writes workdir/eval/step_N.json (process 0), and of votes the submission, step_N/submission.json beside it.
 
@@ -42,7 +42,7 @@ def save(result: dict[str, Any], workdir: str | os.PathLike, of: str = "",
     return path
 
 
-def evaluate(experiment, workdir: str | os.PathLike,
+def evaluate(experiment, workdir: str | os.PathLike[str],
              note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run, or its last one if none has been evaluated yet.
 
@@ -59,7 +59,7 @@ def evaluate(experiment, workdir: str | os.PathLike,
     return result
 
 
-def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike, path: str | os.PathLike,
+def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike[str], path: str | os.PathLike[str],
                   note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """As evaluate.evaluate, but of a weights file: dataset and evaluation settings are those of `experiment`.
 

@@ -44,7 +44,7 @@ def stream(experiment: config.Experiment, data: Dataset):
         process_count=jax.process_count())
 
 
-def train(experiment: config.Experiment, workdir: str | os.PathLike, seconds: float = math.inf) -> dict[str, Any]:
+def train(experiment: config.Experiment, workdir: str | os.PathLike[str], seconds: float = math.inf) -> dict[str, Any]:
     """Trains to the end of the schedule and evaluates; continues by itself where `workdir` holds a checkpoint.
 
     A run that has trained for so many `seconds` (without compiling, evaluating and saving; over all its

@@ -310,7 +310,7 @@ def _label(result: report.Result) -> str:
     return folder.parent.name if folder.name == "eval" else result.path.stem
 
 
-def save(figure, out: str | os.PathLike) -> None:
+def save(figure, out: str | os.PathLike[str]) -> None:
     try:
         figure.savefig(out, bbox_inches="tight", pad_inches=0.12)
     except (OSError, ValueError) as error:  # no such folder; no such format

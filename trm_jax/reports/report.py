@@ -55,7 +55,7 @@ class Result(NamedTuple):
         return self.figures[H][EXACT] or 0.0
 
 
-def newest(run: str | os.PathLike) -> list[Result]:
+def newest(run: str | os.PathLike[str]) -> list[Result]:
     """The newest evaluation of a run's folder, or the one in a JSON file: a `Result` for every L_test."""
     path = Path(run)
     if path.is_dir():

@@ -55,13 +55,13 @@ class NotFiniteError(CheckpointError):
 class _Checksums(ocp.CheckpointHandler):
     """The last item of a checkpoint: when it is finished, all others lie beside it, complete."""
 
-    def save(self, directory, *args, **kwargs) -> None:
+    def save(self, directory: Any, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def restore(self, directory, *args, **kwargs) -> None:
+    def restore(self, directory: Any, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("checksums are compared by Checkpointer")
 
-    def finalize(self, directory) -> None:
+    def finalize(self, directory: Any) -> None:
         folder = Path(directory)
         items = [folder.parent / name for name in ("state", "position")]
         files.write_json(folder / "checksums.json", files.digests(folder.parent, items))
@@ -84,8 +84,8 @@ class Checkpointer:
       note: takes a line about every checkpoint that is passed over because it is damaged.
     """
 
-    def __init__(self, workdir: Path | str, *, keep_last: int = 1, keep_best: int = 0, best_metric: str = "",
-                 read_only: bool = False, note: Callable[[str], None] = distributed.complain):
+    def __init__(self, workdir: str | os.PathLike[str], *, keep_last: int = 1, keep_best: int = 0,
+                 best_metric: str = "", read_only: bool = False, note: Callable[[str], None] = distributed.complain):
         _quieten_orbax()
         self.folder = Path(workdir).absolute() / CHECKPOINTS
         self._keep_last, self._keep_best, self._best_metric = keep_last, keep_best, best_metric
@@ -114,7 +114,7 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # Writing.
@@ -198,7 +198,7 @@ class Checkpointer:
     def is_evaluated(self, step: int) -> bool:
         return step in self._metrics
 
-    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict, int] | None:
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any], int] | None:
         """(state, position, step) of a checkpoint, by default of the latest that is sound; None if there is none.
 
         A damaged one that is newer is renamed to N.damaged (not with `read_only`), so that the run can write that
@@ -216,7 +216,7 @@ class Checkpointer:
         return self._first_sound(abstract_state, self.steps()[::-1] if step is None else [step], partial=False)
 
     def restore_fields(self, abstract_fields: dict[str, PyTree],
-                       steps: Sequence[int] | None = None) -> tuple[dict[str, PyTree], dict, int] | None:
+                       steps: Sequence[int] | None = None) -> tuple[dict[str, PyTree], dict[str, Any], int] | None:
         """As `restore`, but reads only the state's top-level fields named in the dict, e.g. {"params": ...}.
 
         Args:
@@ -225,7 +225,8 @@ class Checkpointer:
         self.wait()
         return self._first_sound(abstract_fields, self.steps()[::-1] if steps is None else steps, partial=True)
 
-    def _first_sound(self, abstract: PyTree, steps: Sequence[int], partial: bool):
+    def _first_sound(self, abstract: PyTree, steps: Sequence[int],
+                     partial: bool) -> tuple[PyTree, dict[str, Any], int] | None:
         faults: list[tuple[int, DamagedError]] = []
         for step in steps:
             try:
@@ -253,7 +254,7 @@ class Checkpointer:
         self._metrics.pop(step, None)
         return f"; the other is kept as {aside}"
 
-    def _restore(self, abstract: PyTree, step: int, partial: bool):
+    def _restore(self, abstract: PyTree, step: int, partial: bool) -> tuple[PyTree, dict[str, Any], int]:
         if step not in self.steps():
             raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; there are: "
                                   f"{self.steps() or 'none'}")
@@ -270,8 +271,9 @@ class Checkpointer:
         if not distributed.all_agree(fault is None):  # so that all processes go on from the same step
             raise self._damaged(step, fault or OSError("another process cannot read it"))
         try:
-            self._compare(self._orbax.metadata(folder).item_metadata.state.tree, abstract, step, partial)
-            restored = self._orbax.restore(folder, args=wanted)
+            metadata: Any = self._orbax.metadata(folder).item_metadata
+            self._compare(metadata.state.tree, abstract, step, partial)
+            restored: Any = self._orbax.restore(folder, args=wanted)
         except CheckpointError:
             raise
         # The last three are what Orbax raises where its own JSON files are cut short or altered.
@@ -343,19 +345,19 @@ class Checkpointer:
         return DamagedError(f"the checkpoint {self.folder / str(step)} is damaged: {_reason(error)}")
 
 
-def _struct(leaf) -> jax.ShapeDtypeStruct:
+def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _name(path) -> str:
+def _name(path: Any) -> str:
     return "/".join(str(next(getattr(k, a) for a in ("name", "key", "idx") if hasattr(k, a))) for k in path)
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:
     """'params/dense/kernel' -> 'float32[512, 512]'; a typed key appears as the data in which it is stored."""
-    def describe(leaf) -> str:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    def describe(leaf: Any) -> str:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         return f"{leaf.dtype}{list(leaf.shape)}"
     return {_name(path): describe(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}

@@ -12,6 +12,7 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,7 +65,7 @@ def initialize() -> bool:
     return tasks > 1
 
 
-def enable_compilation_cache(folder: str | os.PathLike) -> None:
+def enable_compilation_cache(folder: str | os.PathLike[str]) -> None:
     """Keeps every compiled program in `folder`, small ones too, so that a restart does not compile again; "" does not.
     """
     if not folder:
@@ -76,7 +77,7 @@ def enable_compilation_cache(folder: str | os.PathLike) -> None:
     compilation_cache.reset_cache()  # whatever was compiled before has fixed the cache as it was then
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """All devices (or those given) in one axis, "data"."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,), axis_types=(AxisType.Auto,))
 

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 AGAIN, INTERRUPTED = 75, 130
 
@@ -76,7 +77,7 @@ class StopRequests:
         self._say, self._signal = say, 0
         self._take = take_signals and threading.current_thread() is threading.main_thread()
         self._at_once: str | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     @property
     def asked(self) -> bool:
@@ -105,11 +106,11 @@ class StopRequests:
             self._before = {number: signal.signal(number, self._come) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _come(self, number: int, _frame) -> None:
+    def _come(self, number: int, _frame: object) -> None:
         if self.asked:
             os.write(2, b"\nended at once\n")
             os._exit(INTERRUPTED if number == signal.SIGINT else AGAIN)

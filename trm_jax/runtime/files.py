@@ -20,15 +20,15 @@ import numpy as np
 from trm_jax.runtime.errors import UserError
 
 
-def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Writes a JSON file, as `write_file` does.
 
     Arrays become lists, and not-a-number and infinities strings, as in `MetricWriter.write`.
     """
-    write_file(path, json.dumps(_json(value), indent=2, allow_nan=False) + "\n")
+    write_file(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
 
 
-def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file that is never seen half-written (temporary name, fsync, rename); makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,14 +43,14 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _json(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """The same with only what JSON has: lists for arrays and tuples, strings for what is not finite."""
     if isinstance(value, Mapping):
-        return {str(name): _json(item) for name, item in value.items()}
+        return {str(name): plain_json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
+        return [plain_json(item) for item in value]
     if hasattr(value, "dtype"):
-        return _json(np.asarray(value).tolist())
+        return plain_json(np.asarray(value).tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
@@ -59,20 +59,20 @@ def _json(value: Any) -> Any:
 # Checksums.
 
 
-def digest(path: str | os.PathLike) -> str:
+def digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(root: str | os.PathLike, folders: Sequence[str | os.PathLike]) -> dict[str, str]:
+def digests(root: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
     """Path from `root` -> `digest`, of every file in some of its folders."""
     found = sorted(path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         return dict(zip((path.relative_to(root).as_posix() for path in found), pool.map(digest, found)))
 
 
-def compare(root: str | os.PathLike, sums: Any) -> None:
+def compare(root: str | os.PathLike[str], sums: Any) -> None:
     """Reads the files that `digests` found once more.
 
     Raises:
@@ -98,7 +98,7 @@ class LockedError(UserError):
 
 
 @contextlib.contextmanager
-def lock(path: str | os.PathLike, what: str) -> Iterator[None]:
+def lock(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Holds the lock of this name in the block: an operating-system lock, which ends with its process.
 
     Args:

@@ -9,12 +9,13 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
 
 from trm_jax.runtime.distributed import is_primary
-from trm_jax.runtime.files import _json, write_file
-from trm_jax.runtime.progress import Values, _plain
+from trm_jax.runtime.files import plain_json, write_file
+from trm_jax.runtime.progress import Values, plain_value
 
 
 class MetricWriter:
@@ -25,8 +26,8 @@ class MetricWriter:
     removed; so are evaluations of `resume_step` itself if it is not `evaluated` yet.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_step: int = 0, evaluated: bool = True):
-        self._lines = self._board = None
+    def __init__(self, workdir: str | os.PathLike[str], resume_step: int = 0, evaluated: bool = True):
+        self._open: tuple[TextIO, Any] | None = None  # metrics.jsonl and the TensorBoard writer
         if not is_primary():
             return
         workdir = Path(workdir)
@@ -34,9 +35,9 @@ class MetricWriter:
         path, board = workdir / "metrics.jsonl", workdir / "tensorboard"
         if path.exists():
             _truncate(path, resume_step, evaluated)
-        self._lines = path.open("a", encoding="utf-8", buffering=1)
         purge = resume_step + 1 if board.exists() else None
-        self._board = SummaryWriter(str(board), purge_step=purge, flush_secs=30)
+        self._open = (path.open("a", encoding="utf-8", buffering=1),
+                      SummaryWriter(str(board), purge_step=purge, flush_secs=30))
 
     def write(self, step: int, values: Values) -> None:
         """Records `values` at `step`. Not-a-number and infinities become the strings "nan", "inf" and "-inf" in
@@ -45,28 +46,28 @@ class MetricWriter:
         Raises:
           ValueError: a value is not a scalar.
         """
-        if self._lines is None:
+        if self._open is None:
             return
-        plain = {name: _plain(name, value) for name, value in values.items()}
-        self._lines.write(json.dumps({"step": int(step), **_json(plain)}, allow_nan=False) + "\n")
+        lines, board = self._open
+        plain = {name: plain_value(name, value) for name, value in values.items()}
+        lines.write(json.dumps({"step": int(step), **plain_json(plain)}, allow_nan=False) + "\n")
         for name, value in plain.items():
             if not isinstance(value, str) and math.isfinite(value):
-                self._board.add_scalar(name, value, int(step))
+                board.add_scalar(name, value, int(step))
 
     def flush(self) -> None:
-        if self._board is not None:
-            self._board.flush()
+        if self._open is not None:
+            self._open[1].flush()
 
     def close(self) -> None:
-        if self._lines is not None:
-            self._lines.close()
-            self._board.close()
-            self._lines = self._board = None
+        for file in self._open or ():
+            file.close()
+        self._open = None
 
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

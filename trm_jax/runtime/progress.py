@@ -52,7 +52,7 @@ class Progress:
             self._seconds_per_step = pace if old is None else 0.5 * (pace + old)
         self._step = step
         pace = self._seconds_per_step
-        line = format_progress(step, self._total, {n: _plain(n, v) for n, v in values.items()},
+        line = format_progress(step, self._total, {n: plain_value(n, v) for n, v in values.items()},
                                examples_per_second=examples / seconds if seconds > 0 else None,
                                flops_per_second=flops / seconds if seconds > 0 and flops else None,
                                eta_seconds=None if pace is None else pace * (self._total - step))
@@ -79,7 +79,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -91,7 +91,7 @@ def _is_terminal(stream: TextIO) -> bool:
         return stream.isatty()
 
 
-class _Bar(tqdm):
+class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
     monitor_interval = 0  # no background thread: this bar is redrawn only when told to
 
 
@@ -115,7 +115,7 @@ def format_progress(step: int, total_steps: int, values: Values, *, examples_per
     return "  ".join(parts)
 
 
-def _plain(name: str, value: Any) -> int | float | str:
+def plain_value(name: str, value: Any) -> int | float | str:
     """A Python scalar from a Python, numpy or jax one."""
     if isinstance(value, str):
         return value

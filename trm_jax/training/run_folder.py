@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ BEST = "exact_accuracy"  # at the last of H_test and L_test: what "the best chec
 LOGS = (".log", ".out", ".err")
 
 
-def claim(workdir: Path | str, config: dict[str, Any]) -> None:
+def claim(workdir: str | os.PathLike[str], config: dict[str, Any]) -> None:
     """Makes `workdir` the folder of the run that `config` (a `config.to_json` dict) describes.
 
     A new or empty folder gets a `config.json`; in a run's own folder the two configs must agree, except in
@@ -75,7 +76,7 @@ def claim(workdir: Path | str, config: dict[str, Any]) -> None:
         write_json(path, config)
 
 
-def require_same(workdir: Path | str, old: dict[str, Any], new: dict[str, Any], then: str,
+def require_same(workdir: str | os.PathLike[str], old: dict[str, Any], new: dict[str, Any], then: str,
                  but: tuple[str, ...] = ()) -> None:
     """Raises CheckpointError, listing every field in which a run's config differs, outside of `config.MAY_CHANGE`.
 
@@ -89,7 +90,7 @@ def require_same(workdir: Path | str, old: dict[str, Any], new: dict[str, Any], 
         raise CheckpointError(f"{workdir} belongs to a run with another config:\n  " + "\n  ".join(lines) + "\n" + then)
 
 
-def read_config(workdir: Path | str) -> dict[str, Any]:
+def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """The `config.json` of the run in `workdir`, as `config.parse` takes it.
 
     Raises:
@@ -201,7 +202,7 @@ class Run:
             raise dataset.DatasetError(f"{self.workdir} cannot be evaluated on this dataset: {'; '.join(differ)}")
 
 
-def open_run(workdir: Path | str, experiment: Experiment | None = None) -> Run:
+def open_run(workdir: str | os.PathLike[str], experiment: Experiment | None = None) -> Run:
     """The run in `workdir`.
 
     Args:
@@ -223,7 +224,7 @@ def open_run(workdir: Path | str, experiment: Experiment | None = None) -> Run:
     return Run(workdir, experiment or own, puzzle_of(data.domain), data.shape, total_steps(own, data.train.metadata))
 
 
-def claim_data(workdir: Path | str, experiment: Experiment, data: Dataset) -> Run:
+def claim_data(workdir: str | os.PathLike[str], experiment: Experiment, data: Dataset) -> Run:
     """Writes down what the run in `workdir` has to know of its dataset, or compares it with what is written.
 
     Raises:
@@ -251,7 +252,7 @@ def claim_data(workdir: Path | str, experiment: Experiment, data: Dataset) -> Ru
 
 
 @contextlib.contextmanager
-def training(workdir: Path | str):
+def training(workdir: str | os.PathLike[str]):
     """Nobody else trains the run in `workdir` meanwhile. Raises LockedError if somebody does."""
     with contextlib.ExitStack() as stack:
         if distributed.is_primary():

@@ -45,7 +45,7 @@ from trm_jax.weights.published_names import (
 # The command. It stands above the whole library, so what it needs of the upper floors is imported where it is used.
 
 
-def load(path: str | os.PathLike, experiment: config.Experiment | None = None, **given: Any):
+def load(path: str | os.PathLike[str], experiment: config.Experiment | None = None, **given: Any):
     """(weights.Export, Inferred) of a published file.
 
     Args:
@@ -118,7 +118,7 @@ def _configured_domain(experiment: config.Experiment, seq_len: int | None) -> pu
     return puzzles.get(experiment.data.puzzle, seq_len=seq_len)
 
 
-def show(path: str | os.PathLike, given: Mapping[str, Any]) -> str:
+def show(path: str | os.PathLike[str], given: Mapping[str, Any]) -> str:
     from trm_jax.weights import published_systems
     contents = torch_files.read(path)
     bare = strip_prefixes(contents.weights)

@@ -146,7 +146,7 @@ def checked(fields: Mapping[str, Any]) -> config.Arch:
     return config.parse({"arch": dict(fields)}).arch
 
 
-def saved_config(path: str | os.PathLike, extras: Mapping[str, Any]) -> dict[str, Any]:
+def saved_config(path: str | os.PathLike[str], extras: Mapping[str, Any]) -> dict[str, Any]:
     """The `arch` section that the published program saved: in the file (RSM), or as all_config.yaml beside it."""
     beside = Path(path).parent / "all_config.yaml"
     saved = extras.get("config")

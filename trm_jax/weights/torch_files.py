@@ -35,7 +35,7 @@ class Contents(NamedTuple):
     extras: dict[str, Any]  # what was saved beside the state dict: step, config, ...
 
 
-def read(path: str | os.PathLike) -> Contents:
+def read(path: str | os.PathLike[str]) -> Contents:
     """Either kind, told apart by its first bytes: published files often have no ending."""
     path = Path(path)
     try:
@@ -76,7 +76,8 @@ def unwrap(path, loaded: Any, is_tensor, to_numpy) -> Contents:
     return Contents({str(name): to_numpy(value) for name, value in state.items()}, extras)
 
 
-def write(path: str | os.PathLike, weights: Mapping[str, np.ndarray], extras: Mapping[str, Any] | None = None) -> None:
+def write(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray],
+          extras: Mapping[str, Any] | None = None) -> None:
     """safetensors if the name ends so, else as torch.save does.
 
     extras: plain values, in the header of a safetensors file; else the state dict is put under "model_state" beside

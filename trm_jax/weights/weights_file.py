@@ -74,7 +74,7 @@ class Export(NamedTuple):
         return self.model.bind(self.weights, self.metadata["L"])
 
 
-def from_run(workdir: str | os.PathLike) -> Export:
+def from_run(workdir: str | os.PathLike[str]) -> Export:
     """The best checkpoint of a run (else its last one), with the evaluation of that step if there is one.
 
     Its dataset need not be there. Raises CheckpointError.
@@ -92,7 +92,7 @@ def named() -> list[str]:
     return sorted(file.stem for file in TRAINED.glob("*.safetensors"))
 
 
-def read(path: str | os.PathLike) -> Export:
+def read(path: str | os.PathLike[str]) -> Export:
     """From a run's folder, a weights file, or one of `named` (where nothing else is called so)."""
     if Path(path).is_dir():
         return from_run(path)
@@ -110,7 +110,7 @@ def puzzle_in(name: str) -> dict[str, Any]:
         return _header(path, file.metadata())["puzzle"]
 
 
-def save(path: str | os.PathLike, export: Export, dtype: str = "bfloat16") -> None:
+def save(path: str | os.PathLike[str], export: Export, dtype: str = "bfloat16") -> None:
     """Writes the file beside its place and renames it there: it is there whole or not at all."""
     if dtype not in DTYPES:
         raise WeightsError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
@@ -132,7 +132,7 @@ def save(path: str | os.PathLike, export: Export, dtype: str = "bfloat16") -> No
         raise WeightsError(f"{path} was not written: {error.strerror or error}") from error
 
 
-def load(path: str | os.PathLike) -> Export:
+def load(path: str | os.PathLike[str]) -> Export:
     """Reads a file of `save`; neither the run nor its dataset need be there. Raises WeightsError."""
     try:
         if not Path(path).is_file():
