@@ -371,25 +371,24 @@ def bad_row(pool, kind):
     assert other[clue] != answer[clue]
     wrong = answer[:first_blank] + "1234".replace(answer[first_blank], "")[0] + answer[first_blank + 1:]
     return {
-        "short question": (f"a,{question[1:]},{answer},1", "question has 15 characters, must have 16"),
-        "long answer": (f"a,{question},{answer}1,1", "answer has 17 characters, must have 16"),
-        "bad character": (f"a,x{question[1:]},{answer},1", "question holds 'x', which is no cell"),
-        "not ascii": (f"a,é{question[1:]},{answer},1", "question holds 'é', which is no cell"),
-        "rating": (f"a,{question},{answer},1.5", "rating is '1.5', must be an integer"),
-        "no rating": (f"a,{question},{answer},", "rating is '', must be an integer"),
-        "negative rating": (f"a,{question},{answer},-1", "rating is '-1', must be an integer"),
+        "short question": (f"a,{question[1:]},{answer},1", "question: got 15 cells, expected 16"),
+        "long answer": (f"a,{question},{answer}1,1", "answer: got 17 cells, expected 16"),
+        "bad character": (f"a,z{question[1:]},{answer},1", "question: unknown character 'z' at position 1"),
+        "not ascii": (f"a,é{question[1:]},{answer},1", "question: unknown character 'é' at position 1"),
+        "rating": (f"a,{question},{answer},hard", "rating is 'hard', must be a number"),
+        "not a number": (f"a,{question},{answer},nan", "rating is 'nan', must be a number"),
+        "negative rating": (f"a,{question},{answer},-1", "rating is '-1', must be a number"),
         "huge rating": (f"a,{question},{answer},9999999999", "rating is '9999999999', must be"),
         "missing column": (f"{question},{answer},1", "has 3 columns, must have 4"),
         "more columns": (f"a,{question},{answer},1,2", "has 5 columns, must have 4"),
-        "empty line": ("", "has 0 columns, must have 4"),
         "clue not kept": (f"a,{question},{other},1", "answer does not keep the clues"),
         "unfinished": (f"a,{question},{question},1", "answer has cells that are not filled"),
         "rules": (f"a,{question},{wrong},1", "answer breaks the rules"),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["short question", "long answer", "bad character", "not ascii", "rating", "no rating",
-                                  "negative rating", "huge rating", "missing column", "more columns", "empty line",
+@pytest.mark.parametrize("kind", ["short question", "long answer", "bad character", "not ascii", "rating",
+                                  "not a number", "negative rating", "huge rating", "missing column", "more columns",
                                   "clue not kept", "unfinished", "rules"])
 @pytest.mark.parametrize("piece", [8 << 20, 100])
 def test_bad_row(files, pool, capsys, monkeypatch, kind, piece):
@@ -403,9 +402,43 @@ def test_bad_row(files, pool, capsys, monkeypatch, kind, piece):
     assert not (files / "out").exists()
 
 
+def test_csv_as_people_have_it(files, pool):
+    """Other names, orders and separators, blank lines, missing answers and fractional ratings: the same puzzles."""
+    plain = sources.read_csv(files / "train.csv", SUDOKU4)[0]
+    rows = [line.split(",") for line in csv_text(pool[:30]).splitlines()[1:]]
+    for name, lines in {
+            "kaggle.csv": ["quizzes,solutions", *(f"{q},{a}" for _, q, a, _ in rows)],
+            "swapped.csv": ["Solution;Rating;PUZZLE", *(f"{a};7.4;{q}" for _, q, a, _ in rows)],
+            "tabs.tsv": ["answer\tquestion", "", *(f"{a}\t{q.replace('.', '0')}" for _, q, a, _ in rows), "", ""],
+            "quoted.csv": ['"question","answer"', *(f'"{q}","{a}"' for _, q, a, _ in rows)]}.items():
+        (files / name).write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+        found = sources.read_csv(files / name, SUDOKU4, one_solution=False)[0]
+        np.testing.assert_array_equal(found.inputs, plain.inputs)
+        np.testing.assert_array_equal(found.labels, plain.labels)
+        assert set(found.ratings) == ({7} if name == "swapped.csv" else {0})
+
+
+def test_csv_without_answers_is_solved_where_there_is_one(tmp_path):
+    made = SUDOKU4.generate(20, 0)
+    texts = [SUDOKU4.decode(puzzle) for puzzle in made.inputs]
+    (tmp_path / "p.csv").write_text("\n".join(["puzzle", *texts]))
+    np.testing.assert_array_equal(sources.read_csv(tmp_path / "p.csv", SUDOKU4)[0].labels, made.labels)
+    for bad, message in (("1" + "." * 15, "line 22: the puzzle has several solutions"),
+                         ("12...." + "34" + "." * 8, "line 22: the puzzle has no solution"),
+                         ("11" + "." * 14, "line 22: the clues contradict each other: row 1 has two 1s")):
+        (tmp_path / "p.csv").write_text("\n".join(["puzzle", *texts, bad]))
+        with pytest.raises(DatasetError, match=message):
+            sources.read_csv(tmp_path / "p.csv", SUDOKU4)
+    several = SUDOKU4.decode(np.where(np.arange(16) < 14, 1, made.labels[0]))
+    (tmp_path / "q.csv").write_text(f"puzzle,solution\n{several},{SUDOKU4.decode(made.labels[0])}\n")
+    assert len(sources.read_csv(tmp_path / "q.csv", SUDOKU4)[0]) == 1
+    with pytest.raises(DatasetError, match="line 2: the puzzle has several solutions"):
+        sources.read_csv(tmp_path / "q.csv", SUDOKU4, one_solution=True)
+
+
 @pytest.mark.parametrize(("data", "message"), [
     (b"", "line 1: the header is ''"),
-    (b"question,answer\n", "line 1: the header is 'question,answer', must be 'source,question,answer,rating'"),
+    (b"a,b\n", "line 1: the header is 'a,b', which names no column for the puzzle; write one such as source,question"),
     (b"source,question,answer,rating\n", "holds no puzzles"),
     (gzip.compress(b"source,question,answer,rating\n" + b"a" * 9999)[:40], "cannot be read"),
 ])

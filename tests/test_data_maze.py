@@ -151,8 +151,8 @@ def bad_row(kind):
         return "".join(cells)
     assert MAZE.verify(MAZE.encode(question), MAZE.encode(answer)).solved
     return {
-        "short question": (f"s,{question[1:]},{answer},1", "question has 35 characters, must have 36"),
-        "bad character": (f"s,{question},{answer[:-1]}.,1", "answer holds '.', which is no cell"),
+        "short question": (f"s,{question[1:]},{answer},1", "question: got 35 cells, expected 36"),
+        "bad character": (f"s,{question},{answer[:-1]}z,1", "answer: unknown character 'z' at position 36"),
         "no start": (f"s,{question.replace('S', ' ')},{answer.replace('S', ' ')},1", "the maze has no start S"),
         "two starts": (f"s,{at(question, (35, 'S'))},{at(answer, (35, 'S'))},1", "the maze has 2 start Ss"),
         "no goal": (f"s,{question.replace('G', ' ')},{answer.replace('G', ' ')},1", "the maze has no goal G"),
@@ -166,7 +166,7 @@ def bad_row(kind):
         "changed wall": (f"s,{question},{at(answer, (35, ' '))},1", "the answer changes more of the question than free "
                          "cells into path (a wall at row 6, column 6 became a free cell)"),
         "missing column": (f"{question},{answer},1", "has 3 columns, must have 4"),
-        "rating": (f"s,{question},{answer},x", "rating is 'x', must be an integer"),
+        "rating": (f"s,{question},{answer},x", "rating is 'x', must be a number"),
     }[kind]
 
 
@@ -201,7 +201,7 @@ def test_user_errors_are_one_line(files, capsys):
         (["--generate", "--out", out, "--min_rating", 1], "--min_rating has no meaning with --generate"),
         (["--generate", "--out", out, "--clues", 1], "unrecognized arguments: --clues 1"),
         ([*import_args(files, "new"), "--single_path"], "--single_path has no meaning with --csv"),
-        ([*import_args(files, "new"), "--size", "31x31"], "line 2: question has 36 characters, must have 961"),
+        ([*import_args(files, "new"), "--size", "31x31"], "line 2: question: got 36 cells, expected 961"),
     ]:
         assert message in error_of(capsys, *argv)
     assert not out.exists()

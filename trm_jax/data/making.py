@@ -72,7 +72,7 @@ def _make_grids(data: Data, overwrite: bool, again: str, note: Callable[[str], N
         paths = _download(data, again, note) if m.source == "hub" else {"train": m.csv, "test": m.test_csv}
         for name, path in paths.items():
             note(f"reading {path}")
-            examples, digest = sources.read_csv(path, domain)
+            examples, digest = sources.read_csv(path, domain, one_solution=m.source == "csv")
             files[name] = {"file": os.path.basename(path), "rows": len(examples), "sha256": digest}
             parts[name] = sources.choose(examples, str(path), min_rating=m.min_rating or None,
                                          subsample=counts[name] or None, seed=m.seed)

@@ -1,6 +1,8 @@
 """Where the examples of a dataset come from: a CSV file as published, or the domain's generator.
 
-CSV: header `source,question,answer,rating`, plain or .gz, one puzzle a line; the cells are the domain's text.
+CSV: header `source,question,answer,rating`, plain or .gz, one puzzle a line; the cells are the domain's text. Other
+names that people give to these columns do as well, in any order and case and with another separator; only the puzzle
+must be there. Without its answer it is solved, if the domain can and the solution is the only one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hashlib
 import io
 import pathlib
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +23,7 @@ from tqdm import tqdm
 from trm_jax import puzzles
 from trm_jax.data import dataset
 from trm_jax.data.dataset import DatasetError
+from trm_jax.puzzles.text import Columns
 
 HEADER = ["source", "question", "answer", "rating"]
 PIECE_BYTES = 8 << 20
@@ -146,15 +150,18 @@ def _separate(keys: np.ndarray, test: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Rows(NamedTuple):
-    questions: np.ndarray  # [N, S] uint8 characters
-    answers: np.ndarray  # [N, S]
+    questions: np.ndarray  # [N, S] uint8 tokens
+    answers: np.ndarray | None  # [N, S]; None: the file has none
     ratings: np.ndarray  # [N] int32
     sources: list[str]
+    lines: np.ndarray  # [N] of the file
 
 
-def read_csv(path, domain) -> tuple[Examples, str]:
+def read_csv(path, domain, *, one_solution: bool = False) -> tuple[Examples, str]:
     """File -> (examples, SHA-256 of its bytes as they lie on disk).
 
+    Args:
+      one_solution: refuse puzzles that have another solution besides their answer, where the domain can tell.
     Raises:
       DatasetError: naming file, line and reason, for the first row that is no puzzle with its solution.
     """
@@ -164,16 +171,16 @@ def read_csv(path, domain) -> tuple[Examples, str]:
     for symbol, token in domain.symbols.items():
         tokens[ord(symbol)] = token
     inputs, labels, ratings, sources, names = [], [], [], [], {}
-    first_line = 2
     try:
-        for piece in _pieces(path, digest):
-            rows = _parse(piece, first_line, path, domain, tokens)
-            inputs.append(tokens[rows.questions])
-            labels.append(tokens[rows.answers])
-            _check(inputs[-1], labels[-1], domain, path, first_line)
+        for piece, first_line, columns in _pieces(path, digest):
+            rows = _parse(piece, first_line, path, domain, tokens, columns)
+            inputs.append(rows.questions)
+            labels.append(_solved(rows, domain, path) if rows.answers is None else rows.answers)
+            _check(inputs[-1], labels[-1], domain, path, rows.lines)
+            if one_solution and rows.answers is not None and domain.solves and not domain.has_several_answers:
+                _solved(rows, domain, path)
             ratings.append(rows.ratings)
             sources.append(np.array([names.setdefault(name, len(names)) for name in rows.sources], np.uint16))
-            first_line += len(rows.sources)
             if len(names) >= 1 << 16:
                 raise DatasetError(f"{path}: more than {1 << 16} different sources")
     except (OSError, EOFError, zlib.error) as error:
@@ -200,81 +207,113 @@ class _Hashing(io.RawIOBase):
         return count
 
 
-def _pieces(path: pathlib.Path, digest):
-    """Bytes of whole lines, without the header, every one ended by a newline."""
+def _pieces(path: pathlib.Path, digest) -> Iterator[tuple[bytes, int, Columns]]:
+    """(bytes of whole lines, without the header and every one ended by a newline; number of the first; columns)."""
     with open(path, "rb") as raw, io.BufferedReader(_Hashing(raw, digest), 1 << 20) as hashed:
         packed = hashed.peek(2)[:2] == b"\x1f\x8b"
         with gzip.GzipFile(fileobj=hashed) if packed else hashed as stream:
-            header = stream.readline().decode("utf-8-sig", "replace").strip().split(",")
-            if [name.strip('"') for name in header] != HEADER:
-                raise DatasetError(f"{path}, line 1: the header is {','.join(header)!r:.80}, "
-                                   f"must be '{','.join(HEADER)}'")
-            piece = stream.read(PIECE_BYTES)
+            header = stream.readline().decode("utf-8-sig", "replace").strip()
+            if (columns := Columns.of([header, "x" * 16])) is None:
+                raise DatasetError(f"{path}, line 1: the header is {header!r:.80}, which names no column for the "
+                                   f"puzzle; write one such as {','.join(HEADER)}")
+            line, piece = 2, stream.read(PIECE_BYTES)
             while piece:
-                piece = (piece + stream.readline()).replace(b"\r\n", b"\n")
-                following = stream.read(PIECE_BYTES)
-                if following.strip():
-                    yield piece
-                elif piece.strip():  # empty lines at the end of the file are none
-                    yield piece.rstrip(b"\n") + b"\n"
-                piece = following
+                piece = (piece + stream.readline()).replace(b"\r\n", b"\n").removesuffix(b"\n") + b"\n"
+                if piece.strip():
+                    yield piece, line, columns
+                line, piece = line + piece.count(b"\n"), stream.read(PIECE_BYTES)
 
 
-def _parse(piece: bytes, first_line: int, path, domain, tokens: np.ndarray) -> _Rows:
-    """The quick way for a piece without a fault; otherwise, and for quoted fields, row by row."""
+def _parse(piece: bytes, first_line: int, path, domain, tokens: np.ndarray, columns: Columns) -> _Rows:
+    """The quick way for a piece of the published form and without a fault; otherwise row by row."""
     S = domain.seq_len
+    if columns.delimiter != "," or list(columns.names) != HEADER or max(domain.grid) > 9 and domain.vocab_size > 11:
+        return _parse_slowly(piece, first_line, path, domain, columns)  # a big grid's digits are of several alphabets
     data = np.frombuffer(piece, np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     commas = np.flatnonzero(data == ord(","))
     if b'"' in piece or not piece.isascii() or len(commas) != 3 * len(ends):
-        return _parse_slowly(piece, first_line, path, domain, tokens)
+        return _parse_slowly(piece, first_line, path, domain, columns)
     commas = commas.reshape(-1, 3)
     starts = np.concatenate([[0], ends[:-1] + 1])
     a, b, c = commas.T
     width = ends - c - 1
     if not (np.all(starts <= a) and np.all(b - a == S + 1) and np.all(c - b == S + 1)
             and np.all((1 <= width) & (width <= 9))):
-        return _parse_slowly(piece, first_line, path, domain, tokens)
+        return _parse_slowly(piece, first_line, path, domain, columns)
     windows = np.lib.stride_tricks.sliding_window_view(data, S)
-    questions, answers = windows[a + 1], windows[b + 1]
+    questions, answers = tokens[windows[a + 1]], tokens[windows[b + 1]]
     ratings, digits_only = np.zeros(len(ends), np.int32), True
     for place in range(int(width.max())):
         at = np.flatnonzero(width > place)
         digit = data[c[at] + 1 + place] - np.uint8(ord("0"))  # wraps: below "0" is large too
         digits_only &= bool(np.all(digit <= 9))
         ratings[at] = ratings[at] * 10 + digit
-    if not (digits_only and tokens[questions].all() and tokens[answers].all()):
-        return _parse_slowly(piece, first_line, path, domain, tokens)
+    if not (digits_only and questions.all() and answers.all()):
+        return _parse_slowly(piece, first_line, path, domain, columns)
     text = piece.decode("ascii")
     spans = zip(starts.tolist(), a.tolist(), strict=True)
-    return _Rows(questions, answers, ratings, [text[start:end] for start, end in spans])
+    return _Rows(questions, answers, ratings, [text[start:end] for start, end in spans],
+                 first_line + np.arange(len(ends)))
 
 
-def _parse_slowly(piece: bytes, first_line: int, path, domain, tokens: np.ndarray) -> _Rows:
-    S = domain.seq_len
-    questions, answers, ratings, sources = [], [], [], []
-    for number, row in _csv_rows(piece.decode("utf-8", "replace").split("\n")[:-1], first_line, path):
+def _parse_slowly(piece: bytes, first_line: int, path, domain, columns: Columns) -> _Rows:
+    questions, answers, ratings, sources, numbers = [], [], [], [], []
+    lines = piece.decode("utf-8", "replace").split("\n")[:-1]
+    for number, row in _csv_rows(lines, first_line, path, columns.delimiter):
         where = f"{path}, line {number}: "
-        if len(row) != len(HEADER):
-            raise DatasetError(f"{where}has {len(row)} columns, must have {len(HEADER)}: {','.join(HEADER)}")
-        source, question, answer, rating = row
-        for name, text, rows in (("question", question, questions), ("answer", answer, answers)):
-            if len(text) != S:
-                raise DatasetError(f"{where}{name} has {len(text)} characters, must have {S}")
-            bad = [c for c in text if ord(c) > 127 or not tokens[ord(c)]]
-            if bad:
-                raise DatasetError(f"{where}{name} holds {bad[0]!r}, which is no cell of this puzzle")
-            rows.append(np.frombuffer(text.encode(), np.uint8))
-        if not (rating.isascii() and rating.isdigit() and len(rating) <= 9):
-            raise DatasetError(f"{where}rating is {rating!r:.40}, must be an integer of at least 0")
-        ratings.append(int(rating))
-        sources.append(source)
-    return _Rows(np.array(questions), np.array(answers), np.array(ratings, np.int32), sources)
+        if not any(cell.strip() for cell in row) and len(row) < 2:
+            continue
+        if len(row) != len(columns.names):
+            raise DatasetError(f"{where}has {len(row)} columns, must have {len(columns.names)}: "
+                               f"{','.join(columns.names)}")
+        for name, column, rows in (("question", columns.puzzle, questions), ("answer", columns.solution, answers)):
+            if column is not None:
+                try:
+                    rows.append(domain.encode(row[column]))
+                except puzzles.PuzzleError as error:
+                    raise DatasetError(f"{where}{name}: {error}") from None
+        numbers.append(number)
+        ratings.append(_rating("0" if columns.rating is None else row[columns.rating], where))
+        sources.append("" if columns.source is None else row[columns.source])
+    if not questions:
+        raise DatasetError(f"{path} holds no puzzles")
+    return _Rows(np.stack(questions), np.stack(answers) if answers else None, np.array(ratings, np.int32), sources,
+                 np.array(numbers))
 
 
-def _csv_rows(lines: list[str], first_line: int, path):
+def _rating(text: str, where: str) -> int:
+    """A rating as a whole number: a fraction is rounded, nothing is 0."""
+    try:
+        value = float(text.strip() or 0) if text.isascii() else -1.0
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:  # what is not a number is not
+        raise DatasetError(f"{where}rating is {text!r:.40}, must be a number of at least 0, or missing")
+    return round(value)
+
+
+def _solved(rows: _Rows, domain, path) -> np.ndarray:
+    """The only solution of every puzzle, [N, S]. Raises DatasetError where there is none, or another one."""
+    if not domain.solves:
+        raise DatasetError(f"{path}: has no column of answers, and {domain.title} cannot be solved here; "
+                           "add one called answer")
+    found = domain.solutions(rows.questions)
+    if (odd := (found.counts < 1) | (found.counts > 1) & (not domain.has_several_answers)).any():
+        row = int(np.argmax(odd))
+        try:
+            domain.check_clues(rows.questions[row])
+            why = {0: "the puzzle has no solution", -1: "the search for solutions took too long"}.get(
+                int(found.counts[row]), "the puzzle has several solutions")
+        except puzzles.PuzzleError as error:
+            why = str(error)
+        raise DatasetError(f"{path}, line {rows.lines[row]}: {why}")
+    return found.answers
+
+
+def _csv_rows(lines: list[str], first_line: int, path, delimiter: str):
     """(line number, columns) of each line: a quoted field may hold commas, but not go on in the next line."""
-    reader, number = csv.reader(lines, strict=True), first_line - 1
+    reader, number = csv.reader(lines, delimiter=delimiter, strict=True), first_line - 1
     try:
         for number, row in enumerate(reader, first_line):
             if first_line + reader.line_num - 1 != number:
@@ -284,12 +323,12 @@ def _csv_rows(lines: list[str], first_line: int, path):
         raise DatasetError(f"{path}, line {number + 1}: is not CSV ({error})") from error
 
 
-def _check(inputs: np.ndarray, labels: np.ndarray, domain, path, first_line: int) -> None:
+def _check(inputs: np.ndarray, labels: np.ndarray, domain, path, lines: np.ndarray) -> None:
     for start in range(0, len(inputs), 8192):
         verdict = domain.verify(inputs[start:start + 8192], labels[start:start + 8192])
         if not np.all(verdict.solved):
             row = int(np.argmin(verdict.solved))
-            where = f"{path}, line {first_line + start + row}: "
+            where = f"{path}, line {lines[start + row]}: "
             question, answer = inputs[start + row], labels[start + row]
             try:
                 domain.check_clues(question)

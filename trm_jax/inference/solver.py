@@ -292,7 +292,8 @@ class Solver:
         if count == 0:
             return "the puzzle has no solution"
         why = self.explain(inputs, tokens)
-        return f"the puzzle has more than one solution, and this is none: {why}" if count > 1 else why
+        several = count > 1 and not self.domain.has_several_answers
+        return f"the puzzle has more than one solution, and this is none: {why}" if several else why
 
     def judge_trace(self, trace: Trace, settle: int) -> Answer:
         """The last answer of a trace."""

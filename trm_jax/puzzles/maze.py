@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trm_jax.puzzles import Domain, Piece, PuzzleError, Symmetry, maze_search, maze_text
+from trm_jax.puzzles import Domain, Piece, PuzzleError, Solutions, Symmetry, maze_search, maze_text
 from trm_jax.puzzles.domain import PUZZLE_NAMES
 from trm_jax.puzzles.generation import distinct, in_threads
 from trm_jax.puzzles.maze_search import FREE, GOAL, PATH, START, WALL
@@ -245,6 +245,12 @@ class Maze(Domain):
     def solve(self, inputs: np.ndarray) -> Paths:
         """The shortest path of each maze, inputs [B, S], that the rule at the head of this file chooses."""
         return self._paths(inputs, None)
+
+    def solutions(self, inputs: np.ndarray) -> Solutions:
+        """As the base class says; a shortest path is a solution."""
+        found = self.solve(inputs)
+        counts = np.where(found.steps < 0, 0, np.where(found.log2_paths > 0, 2, 1))
+        return Solutions(counts, np.where(found.steps[:, None] < 0, 0, found.labels).astype(np.uint8))
 
     def draw_answers(self, inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Labels [B, S] for mazes inputs [B, S]: each with one of its shortest paths, drawn uniformly and afresh.
