@@ -178,9 +178,17 @@ def test_position_is_that_of_batches_handed_out(sudoku):
 
 def test_position_of_another_stream_is_refused(sudoku):
     batches = pipeline.train_batches(sudoku, global_batch_size=50, seed=0, prefetch=0)
-    for other in ({"seed": 1}, {"global_batch_size": 51}, {"groups": 1}, {"augment": True}):
+    for other in ({"seed": 1}, {"global_batch_size": 51}, {"groups": 1}, {"augment": True}, {"augment": 0},
+                  {"epoch": 1.5}, {"epoch": True}, {"epoch": -1}, {"epoch": None}, {"batch": "x"}, {"batch": -1},
+                  {"batch": 9}, {"batch": [0]}):
         with pytest.raises(DatasetError, match=f"has {next(iter(other))} = "):
             batches.set_state(batches.get_state() | other)
+    for name in batches.get_state():
+        renamed = dict(batches.get_state())
+        renamed["x" + name] = renamed.pop(name)
+        with pytest.raises(DatasetError, match=f"has {name} = None|has x{name}: unknown"):
+            batches.set_state(renamed)
+    assert batches.get_state()["batch"] == 0  # where it was
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -28,10 +28,10 @@ TINY = {
 }
 
 
-def make_dataset(folder, train: int = 64, test: int = 13, domain=SUDOKU4):
+def make_dataset(folder, train: int = 64, test: int = 13, domain=SUDOKU4, seed: int = 0):
     """Writes a dataset folder; returns its path."""
     how = {"clues": 8} if domain is SUDOKU4 else {}
-    splits = [sources.to_split(part, domain) for part in sources.generate(domain, train, test, **how)]
+    splits = [sources.to_split(part, domain) for part in sources.generate(domain, train, test, seed=seed, **how)]
     provenance = {"puzzle": {"name": domain.name, **dataclasses.asdict(domain)}}
     dataset.write(folder, dict(zip(("train", "test"), splits)), [dataset.BLANK], provenance)
     return folder

@@ -166,12 +166,23 @@ class _TrainIterator(grain.DatasetIterator):
         return {"epoch": self._epoch, "batch": self._batch} | self._identity()
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Raises DatasetError if it is not a position of this pipeline."""
         state = {"labels": "fixed"} | state  # positions of older runs do not say
         for name, here in self._identity().items():
-            if state.get(name) != here:
-                raise DatasetError(f"the saved position of the input pipeline has {name} = {state.get(name)}, "
-                                   f"but here it is {here}: it cannot be continued")
-        self._epoch, self._batch, self._plan = int(state["epoch"]), int(state["batch"]), None
+            if state.get(name) != here or isinstance(state[name], bool) != isinstance(here, bool):
+                raise DatasetError(f"the saved position of the input pipeline has {name} = {state.get(name)!r}, "
+                                   f"but here it is {here!r}: it cannot be continued")
+        if unknown := sorted(set(state) - {"epoch", "batch", *self._identity()}):
+            raise DatasetError(f"the saved position of the input pipeline has {', '.join(unknown)}: unknown here")
+        for name in ("epoch", "batch"):
+            if type(value := state.get(name)) is not int or not 0 <= value < 2**31:
+                raise DatasetError(f"the saved position of the input pipeline has {name} = {value!r}: it must be a "
+                                   "whole number of at least 0")
+        plan = plan_epoch(self._split, self._size, self._seed, state["epoch"])
+        if state["batch"] > plan.num_batches:
+            raise DatasetError(f"the saved position of the input pipeline has batch = {state['batch']}, but there are "
+                               f"{plan.num_batches} batches in epoch {state['epoch']}")
+        self._epoch, self._batch, self._plan = state["epoch"], state["batch"], plan
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same batch."""

@@ -160,12 +160,12 @@ def train_and_measure(raw: dict[str, Any], depths: Sequence[int], workdir: str, 
     final = dataclasses.replace(experiment, eval=dataclasses.replace(
         experiment.eval, H_test=tuple(depths), max_examples=settings.examples))
     after = evaluate.evaluate(final, workdir, say)
-    files.write_json(Path(workdir) / MEASURED, _measured(experiment, during, after, peak, where))
+    files.write_json(Path(workdir) / MEASURED, _measured(experiment, workdir, during, after, peak, where))
 
 
-def _measured(experiment: Experiment, during: list, after: dict[str, Any], peak: int, where: str) -> dict[str, Any]:
-    shape, arch = Dataset.load(experiment).shape, experiment.arch
-    system, last = System(experiment, shape, experiment.total_steps), during[-1]
+def _measured(experiment: Experiment, workdir: str, during: list, after: dict[str, Any], peak: int,
+              where: str) -> dict[str, Any]:
+    arch, system, last = experiment.arch, run_folder.open_run(workdir).system, during[-1]
     steps = last["step"]
     flops = sum((min(b, steps) - a + 1) * system.train_flops_per_example(H, L)
                 for a, b, H, L in system.curriculum.stages() if a <= steps)
