@@ -259,7 +259,7 @@ class _Window:
         self.since = self.flops = 0.0  # seconds of training before it; work of the model in it
         if kept:
             self.since, self.flops = _seconds(kept, "since"), _seconds(kept, "flops")
-            self._steps = [(sums(*map(np.float32, values)), np.float32(norm)) for *values, norm in kept["steps"]]
+            self._steps = [(sums._make(map(np.float32, values)), np.float32(norm)) for *values, norm in kept["steps"]]
 
     def __len__(self) -> int:
         return len(self._steps)

@@ -169,7 +169,9 @@ class Checkpointer:
                                   f"{', '.join(sorted(metrics))}")
         self.wait()
         if distributed.is_primary():
-            files.write_json(self._metrics_file(step), metrics)
+            file = self._metrics_file(step)
+            files.write_json(file, metrics)
+            files.write_json(file.parent / "checksums.json", {file.name: files.digest(file)})
         self._metrics[step] = metrics
         self._prune()
 
@@ -321,7 +323,11 @@ class Checkpointer:
     def _read_metrics(self, step: int) -> dict[str, float]:
         """{} if there are none, or none that can be read: then the checkpoint counts as not evaluated."""
         try:
-            found = json.loads(self._metrics_file(step).read_text(encoding="utf-8"))
+            file = self._metrics_file(step)
+            sums = file.parent / "checksums.json"
+            if sums.exists():  # older ones have none
+                files.compare(file.parent, json.loads(sums.read_text(encoding="utf-8")))
+            found = json.loads(file.read_text(encoding="utf-8"))
             return {str(name): float(value) for name, value in found.items()}
         except FileNotFoundError:
             return {}
