@@ -55,6 +55,9 @@ class Arch:
     tie_head: bool = True  # logits from the token embedding (RSM); False: a head of its own (HRM, TRM)
     halting_head: bool = False  # q_halt, q_continue from the first position (HRM, TRM)
     forward_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # activations; parameters and losses stay float32
+    # bfloat16: the operands of the blocks' products with weights are rounded to it and their sums stay float32. Faster
+    # where there is a unit for it, not slower elsewhere (models/bfloat16.py); activations are as forward_dtype says.
+    matmul_precision: Literal["float32", "bfloat16"] = "float32"
     remat: bool = True  # the backward pass computes a core call anew instead of keeping what is inside of it
     grad_calls: int = 0  # gradient through so many last core calls of the last cycle (HRM: 2); 0: all L_cycles + 1
     supervision: Literal["terminal", "deep"] = "terminal"  # one loss per puzzle (RSM), or several with a carry

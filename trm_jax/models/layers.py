@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from trm_jax.models import attention
+from trm_jax.models import attention, bfloat16
 
 TRUNCATED_STD = 0.87962566103423978  # std of a standard normal that is cut at 2 sigma
 
@@ -38,17 +38,29 @@ def rms_norm(h, axis: int, eps: float):
     return (h32 * jax.lax.rsqrt(jnp.mean(h32 * h32, axis=axis, keepdims=True) + jnp.float32(eps))).astype(h.dtype)
 
 
+def rounds(precision: str, dtype) -> bool:
+    """Whether products go through `bfloat16`: if the config says so, and for bfloat16 activations on a CPU, where a
+    plain product of them is slower than one of float32."""
+    return precision == "bfloat16" or dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate) * up) along one axis of a state [T, B, D]: 0 mixes tokens, 2 mixes features."""
 
     hidden_size: int
     axis: int
+    precision: str  # arch.matmul_precision
 
     @nn.compact
     def __call__(self, h):
         width, m = h.shape[self.axis], self.hidden_size
-        gate_up = self.param("gate_up", truncated_normal(width ** -0.5), (width, 2 * m)).astype(h.dtype)
-        down = self.param("down", truncated_normal(m ** -0.5), (m, width)).astype(h.dtype)
+        gate_up = self.param("gate_up", truncated_normal(width ** -0.5), (width, 2 * m))
+        down = self.param("down", truncated_normal(m ** -0.5), (m, width))
+        if rounds(self.precision, h.dtype):
+            axis = min(self.axis, 1)
+            matrix = h.reshape((width, -1) if axis == 0 else (-1, width))
+            return bfloat16.swiglu(matrix, gate_up, down, axis).reshape(h.shape)
+        gate_up, down = gate_up.astype(h.dtype), down.astype(h.dtype)
         if self.axis == 0:
             both = gate_up.T @ h.reshape(width, -1)  # [2m, B*D]
             out = down.T @ (nn.silu(both[:m]) * both[m:])
@@ -97,21 +109,25 @@ class Attention(nn.Module):
     num_heads: int
     rope: Rope | None
     implementation: str  # see attention.chosen
+    precision: str  # arch.matmul_precision
 
     @nn.compact
     def __call__(self, h):
         T, B, D = h.shape
         N, head = self.num_heads, D // self.num_heads
-        qkv_kernel = self.param("qkv", truncated_normal(D ** -0.5), (D, 3 * D)).astype(h.dtype)
-        out_kernel = self.param("out", truncated_normal(D ** -0.5), (D, D)).astype(h.dtype)
-        qkv = (h.reshape(T * B, D) @ qkv_kernel).reshape(T, B, 3, N, head)
+        qkv_kernel = self.param("qkv", truncated_normal(D ** -0.5), (D, 3 * D))
+        out_kernel = self.param("out", truncated_normal(D ** -0.5), (D, D))
+
+        def product(h, kernel):
+            return bfloat16.product(h, kernel) if rounds(self.precision, h.dtype) else h @ kernel.astype(h.dtype)
+        qkv = product(h.reshape(T * B, D), qkv_kernel).reshape(T, B, 3, N, head)
         qkv = qkv.transpose(2, 1, 0, 3, 4)  # [3, B, T, N, head]
         q, k, v = qkv[0], qkv[1], qkv[2]
         if self.rope is not None:
             cos, sin = self.rope.tables(T, head)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = attention.chosen(self.implementation, T, head, h.dtype.name)(q, k, v)  # [B, T, N, head]
-        return (out.transpose(1, 0, 2, 3).reshape(T * B, D) @ out_kernel).reshape(T, B, D)
+        return product(out.transpose(1, 0, 2, 3).reshape(T * B, D), out_kernel).reshape(T, B, D)
 
 
 class Block(nn.Module):
@@ -127,6 +143,7 @@ class Block(nn.Module):
     num_heads: int
     rope: Rope | None
     attention: str
+    precision: str
     mixer_norm_axis: str
     mlp_norm_axis: str
     eps: float
@@ -135,8 +152,9 @@ class Block(nn.Module):
     def __call__(self, h):
         axes = {"token": 0, "feature": 2}
         if self.mixer == "mlp":
-            mixed = SwiGLU(self.mixer_hidden_size, axis=0, name="mixer")(h)
+            mixed = SwiGLU(self.mixer_hidden_size, 0, self.precision, name="mixer")(h)
         else:
-            mixed = Attention(self.num_heads, self.rope, self.attention, name="mixer")(h)
+            mixed = Attention(self.num_heads, self.rope, self.attention, self.precision, name="mixer")(h)
         h = rms_norm(h + mixed, axes[self.mixer_norm_axis], self.eps)
-        return rms_norm(h + SwiGLU(self.mlp_hidden_size, axis=2, name="mlp")(h), axes[self.mlp_norm_axis], self.eps)
+        mixed = SwiGLU(self.mlp_hidden_size, 2, self.precision, name="mlp")(h)
+        return rms_norm(h + mixed, axes[self.mlp_norm_axis], self.eps)

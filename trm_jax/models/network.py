@@ -43,6 +43,7 @@ class Network(nn.Module):
                 num_heads=a.num_heads,
                 rope=Rope(a.rope_theta, a.rope_columns, prefix_len(a)) if a.pos_encodings == "rope" else None,
                 attention=a.attention,
+                precision=a.matmul_precision,
                 mixer_norm_axis=a.mixer_norm_axis,
                 mlp_norm_axis=a.mlp_norm_axis,
                 eps=a.rms_norm_eps,
@@ -78,8 +79,7 @@ class Network(nn.Module):
     def logits(self, y):
         """y [T, B, D] -> float32 [B, S, V]; prefix positions dropped.
 
-        The product is one of float32 arrays, with values in y's dtype: XLA's CPU backend has none of bfloat16
-        arrays with a float32 result.
+        The product is one of float32 arrays, with values in y's dtype.
         """
         kernel = self.embed_tokens.T if self.arch.tie_head else self.lm_head
         y, kernel = (a.astype(y.dtype).astype(jnp.float32) for a in (y[prefix_len(self.arch):], kernel))
