@@ -32,6 +32,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from trm_jax.runtime.pages import use_huge_pages
+
 # Name -> the function that takes the words after it and returns the exit status; imported when it is called.
 COMMANDS = {
     "train": "trm_jax.main:train", "evaluate": "trm_jax.main:evaluate", "describe": "trm_jax.main:describe",
@@ -58,4 +60,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(main())

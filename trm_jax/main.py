@@ -16,6 +16,7 @@ from trm_jax import config
 from trm_jax.data import making
 from trm_jax.runtime import arguments
 from trm_jax.runtime.errors import guarded
+from trm_jax.runtime.pages import use_huge_pages
 
 MODES = {
     "train": "train and evaluate, from the last checkpoint if there is one",
@@ -123,4 +124,5 @@ def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(main())
