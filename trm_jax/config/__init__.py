@@ -16,6 +16,8 @@ from trm_jax.config.fields import (
     Log,
     Loss,
     Make,
+    make_fields,
+    read_options,
 )
 from trm_jax.config.parser import (
     MAY_CHANGE,
@@ -31,5 +33,6 @@ from trm_jax.config.recipes import experiment_file, from_file, load, run_name, s
 from trm_jax.config.rules import no_cudnn
 
 __all__ = ["MAKE_FIELDS", "MAY_CHANGE", "Arch", "Checkpoint", "ConfigError", "Data", "Deepen", "Eval", "Experiment",
-           "Log", "Loss", "Make", "default", "differences", "experiment_file", "from_file", "load", "no_cudnn",
-           "parse", "read_fields", "run_name", "shipped", "to_config_dict", "to_json", "with_fields"]
+           "Log", "Loss", "Make", "default", "differences", "experiment_file", "from_file", "load", "make_fields",
+           "no_cudnn", "parse", "read_fields", "read_options", "run_name", "shipped", "to_config_dict", "to_json",
+           "with_fields"]

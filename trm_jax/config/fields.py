@@ -7,9 +7,11 @@ Field names are those of the published code where there is one, so that a publis
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import shlex
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from trm_jax.runtime.errors import UserError
 
@@ -93,6 +95,7 @@ class Make:
     size: tuple[int, ...] = (30, 30)  # maze: rows and columns
     min_length: int = -1  # maze, generated: the shortest path is longer. -1: than 110 at 30x30, and as much a cell
     single_path: bool = False  # maze, generated: with only one shortest path
+    options: tuple[str, ...] = ()  # other puzzles: NAME=VALUE, options of the domain and of its generator
     csv: str = ""  # training file: source,question,answer,rating, plain or .gz
     test_csv: str = ""
     min_rating: int = 0  # csv and hub: keep puzzles that are rated so or more
@@ -113,6 +116,29 @@ MAKE_FIELDS = {
     "csv": {"sudoku": ("csv", "test_csv", "train", "test", "seed", "box", "min_rating", "num_aug"),
             "maze": ("csv", "test_csv", "train", "test", "seed", "size", "min_rating")},
     "arc_json": {"arc": ("json_dir", "prefix", "subsets", "test_subset", "no_test_solutions", "num_aug", "seed")}}
+_OTHERS = {"generate": ("train", "test", "seed", "options"),
+           "csv": ("csv", "test_csv", "train", "test", "seed", "options", "min_rating", "num_aug")}
+
+
+def make_fields(source: str, puzzle: str) -> tuple[str, ...]:
+    """The fields of `Make` that mean something; none where the puzzle cannot be had from this source."""
+    if any(puzzle in of for of in MAKE_FIELDS.values()):
+        return MAKE_FIELDS[source].get(puzzle, ())
+    return _OTHERS.get(source, ())
+
+
+def read_options(options: Sequence[str]) -> dict[str, Any]:
+    """("size=4",) -> {"size": 4}. Raises ConfigError."""
+    found = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"data.make.options: {text!r} is not NAME=VALUE")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +160,11 @@ class Data:
             return shlex.join([*words, "--help"])
         if m.source in ("generate", "hub"):
             words.append(f"--{m.source}")
-        for name in MAKE_FIELDS[m.source].get(self.puzzle, ()):
+        for name in make_fields(m.source, self.puzzle):
             value = getattr(m, name)
+            if name == "options":
+                words += [f"--{option}" for option in value]
+                continue
             if value == getattr(Make, name):
                 continue
             if isinstance(value, tuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trm_jax import puzzles
-from trm_jax.config.fields import MAKE_FIELDS, Experiment, Make
+from trm_jax.config.fields import ConfigError, Experiment, Make, make_fields, read_options
 
 Need = Callable[[bool, str, str], None]  # (holds, field, what must hold): notes the fault where it does not
 
@@ -99,11 +99,16 @@ def _impossible_make(e: Experiment, need: Need) -> None:
         need(len(sides) == 2 and min(sides) >= 1, f"data.make.{name}", "must be rows and columns, at least 1 of each")
     if not made.source:
         return
-    used = MAKE_FIELDS[made.source].get(e.data.puzzle)
-    need(used is not None, "data.make.source", f"is not for data.puzzle = {e.data.puzzle!r}")
-    for name in vars(made) if used is not None else ():
-        need(name in ("source", *(used or ())) or getattr(made, name) == getattr(Make, name), f"data.make.{name}",
+    used = make_fields(made.source, e.data.puzzle)
+    need(bool(used), "data.make.source", f"is not for data.puzzle = {e.data.puzzle!r}")
+    for name in vars(made) if used else ():
+        need(name in ("source", *used) or getattr(made, name) == getattr(Make, name), f"data.make.{name}",
              f"has no meaning with data.make.source = {made.source!r}")
+    if "options" in used:
+        try:
+            puzzles.with_options(e.data.puzzle, read_options(made.options))
+        except (ConfigError, puzzles.PuzzleError) as error:
+            need(False, "data.make.options", str(error))
     required = {"csv": ("csv", "test_csv"), "arc_json": ("json_dir", "subsets", "test_subset")}
     for name in required.get(made.source, ()):
         need(bool(getattr(made, name)), f"data.make.{name}", f"is needed with data.make.source = {made.source!r}")

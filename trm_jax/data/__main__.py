@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trm_jax import config, puzzles
@@ -58,6 +58,17 @@ def parser() -> arguments.Parser:
     made.add_argument("--single_path", action="store_true", default=None,
                       help="walls are added until there is only one shortest path")
 
+    for name in puzzles.names():
+        domain = puzzles.domain_class(name)
+        if domain.generates and name not in ("sudoku", "maze"):
+            of_it, made, read = _add_grids(commands, name, f"puzzles of {name}")
+            for group, options in zip((of_it, made), puzzles.options_of(domain)):
+                for option, default in options.items():
+                    group.add_argument(f"--{option}", dest=f"option {option}", type=_of_kind(default),
+                                       metavar="VALUE", help=f"({default})")
+            read.add_argument("--num_aug", type=COUNT, metavar="N", help="store N symmetries of each training puzzle "
+                              "beside it (0)")
+
     grids = _add(commands, "arc", "make a folder of ARC-AGI tasks and their symmetries")
     grids.set_defaults(source="arc_json")
     grids.add_argument("--json_dir", required=True, metavar="DIR", type=arguments.text,
@@ -98,9 +109,10 @@ def _add_grids(commands: Any, name: str, what: str) -> tuple[arguments.Parser, A
                       help="new puzzles; train and test share no solution grid")
     mode.add_argument("--csv", metavar="TRAIN", type=arguments.text,
                       help="file source,question,answer,rating, plain or .gz")
-    mode.add_argument("--hub", dest="source", action="store_const", const="hub",
-                      help=f"official files of {making.HUB[name]} on the Hugging Face hub")
-    train, test = making.USUAL[name]
+    if name in making.HUB:
+        mode.add_argument("--hub", dest="source", action="store_const", const="hub",
+                          help=f"official files of {making.HUB[name]} on the Hugging Face hub")
+    train, test = puzzles.domain_class(name).usual
     arguments.option(command, "--train", "--subsample", type=POSITIVE, metavar="N",
                      help=f"training puzzles to generate ({train}), or to keep of the file, drawn by --seed (all)")
     arguments.option(command, "--test", "--test_subsample", type=POSITIVE, metavar="N",
@@ -115,12 +127,15 @@ def _asked(args: argparse.Namespace) -> config.Data:
     """The dataset that the arguments describe. Raises DatasetError or ConfigError."""
     given = {name: value for name, value in vars(args).items() if value is not None}
     given["source"] = source = given.get("source", "csv")
-    meaning = config.MAKE_FIELDS[source][args.command]
+    meaning = config.make_fields(source, args.command)
     if source == "csv" and "test_csv" not in given:
         raise DatasetError("--csv needs --test_csv too")
     fields = {name: value for name, value in given.items() if name in vars(config.Make())}
     if stray := [name for name in fields if name not in ("source", *meaning)]:
         raise DatasetError(f"--{stray[0]} has no meaning with --{source}")
+    if options := [f"{name.removeprefix('option ')}={value}" for name, value in given.items()
+                   if name.startswith("option ")]:
+        fields["options"] = tuple(options)
     if "blanks" in given:
         rows, columns = given.get("box", config.Make.box)
         if (clues := (rows * columns) ** 2 - given["blanks"]) < 1:
@@ -148,6 +163,13 @@ def bench(path: str, puzzle: str, batch_size: int, seconds: float) -> None:
         batches.close()
         print(f"{'with' if augment else 'without'} augmentation: {count / elapsed:,.0f} puzzles/s "
               f"(batch {batch_size}, seq_len {split.metadata.seq_len}, one core, {elapsed:.1f} s)")
+
+
+def _of_kind(default: Any) -> Callable[[str], Any]:
+    """What reads an option from the command line, from what stands for it where it is not given."""
+    if isinstance(default, bool):
+        return arguments.boolean
+    return COUNT if isinstance(default, int) else arguments.number() if isinstance(default, float) else arguments.text
 
 
 def _sides(text: str) -> tuple[int, int]:

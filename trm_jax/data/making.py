@@ -20,7 +20,6 @@ from trm_jax.data import arc_build, dataset, sources
 from trm_jax.data.dataset import DatasetError
 
 HUB = {"sudoku": "sapientinc/sudoku-extreme", "maze": "sapientinc/maze-30x30-hard-1k"}  # the official files
-USUAL = {"sudoku": (60_000, 1000), "maze": (1000, 1000)}  # training and test puzzles to generate unless told otherwise
 
 
 def _tell(text: str) -> None:
@@ -57,7 +56,9 @@ def domain_of(data: Data) -> puzzles.Domain:
     """The domain of the puzzles that `data.make` makes. Raises PuzzleError."""
     if data.puzzle == "sudoku":
         return puzzles.get("sudoku", box_rows=data.make.box[0], box_cols=data.make.box[1])
-    return puzzles.get("maze", rows=data.make.size[0], cols=data.make.size[1])
+    if data.puzzle == "maze":
+        return puzzles.get("maze", rows=data.make.size[0], cols=data.make.size[1])
+    return puzzles.with_options(data.puzzle, config.read_options(data.make.options))[0]
 
 
 def _make_grids(data: Data, overwrite: bool, again: str, note: Callable[[str], None]) -> str:
@@ -66,7 +67,7 @@ def _make_grids(data: Data, overwrite: bool, again: str, note: Callable[[str], N
     counts = {"train": m.train, "test": m.test}
     parts, files = {}, {}
     if m.source == "generate":
-        counts = {name: n or usual for (name, n), usual in zip(counts.items(), USUAL[data.puzzle])}
+        counts = {name: n or usual for (name, n), usual in zip(counts.items(), domain.usual)}
         parts = dict(zip(counts, sources.generate(domain, *counts.values(), seed=m.seed, **_generator(data, domain))))
     else:
         paths = _download(data, again, note) if m.source == "hub" else {"train": m.csv, "test": m.test_csv}
@@ -92,6 +93,8 @@ def _generator(data: Data, domain: puzzles.Domain) -> dict[str, Any]:
     m = data.make
     if data.puzzle == "sudoku":
         return {"clues": m.clues or None}
+    if data.puzzle != "maze":
+        return puzzles.with_options(data.puzzle, config.read_options(m.options))[1]
     return {"min_length": domain.default_min_length() if m.min_length < 0 else m.min_length,
             "single_path": m.single_path}
 
@@ -130,7 +133,7 @@ def _provenance(data: Data, domain: puzzles.Domain) -> dict[str, Any]:
 
 
 def _options(data: Data) -> dict[str, Any]:
-    return {name: getattr(data.make, name) for name in config.MAKE_FIELDS[data.make.source][data.puzzle]}
+    return {name: getattr(data.make, name) for name in config.make_fields(data.make.source, data.puzzle)}
 
 
 def _download(data: Data, again: str, note: Callable[[str], None]) -> dict[str, str]:

@@ -10,8 +10,10 @@ from trm_jax.puzzles.domain import (
            domain_class,
            get,
            names,
+           options_of,
            puzzle_of,
+           with_options,
 )
 
 __all__ = ["Domain", "Piece", "PuzzleError", "Solutions", "Symmetry", "Verdict", "domain_class", "get", "names",
-           "puzzle_of"]
+           "options_of", "puzzle_of", "with_options"]

@@ -99,6 +99,7 @@ class Domain:
     clues_called: ClassVar[str] = "clues"  # what a question's cells are called under a picture
     drawn_as: ClassVar[dict[int, str]] = {}  # token -> "wall", "path", "empty", "end" (of a grid that does not fill its
     # canvas) or a colour as #rrggbb, in pictures, instead of its character
+    usual: ClassVar[tuple[int, int]] = (20_000, 1000)  # training and test puzzles to generate unless told otherwise
     no_symmetries: ClassVar[str] = "has no symmetries"  # why, where there are none to draw
 
     has_rules: ClassVar[bool]  # verify, explain
@@ -299,6 +300,26 @@ def get(name: str, **options: Any) -> Domain:
     if unknown := sorted(set(options) - set(allowed)):
         raise PuzzleError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(allowed) or 'none'}")
     return make(**options)
+
+
+def options_of(cls: type[Domain]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(name -> default of a domain's options, the same of what its generator takes besides)."""
+    own = {field.name: field.default for field in dataclasses.fields(cls)}
+    how = {name: parameter.default for name, parameter in inspect.signature(cls.generate).parameters.items()
+           if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+    return own, how
+
+
+def with_options(name: str, options: Mapping[str, Any]) -> tuple[Domain, dict[str, Any]]:
+    """A domain and what its generator takes, from the options of both in one; PuzzleError for what is none."""
+    own, how = options_of(domain_class(name))
+    if unknown := sorted(set(options) - set(own) - set(how)):
+        raise PuzzleError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join({**own, **how}) or 'none'}")
+    for option, value in options.items():
+        kind = type({**own, **how}[option])
+        if kind in (bool, int, float, str) and type(value) is not kind:
+            raise PuzzleError(f"option {option} = {value!r} of {name} must be of type {kind.__name__}")
+    return get(name, **{k: v for k, v in options.items() if k in own}), {k: v for k, v in options.items() if k in how}
 
 
 def puzzle_of(domain: Domain) -> dict[str, Any]:

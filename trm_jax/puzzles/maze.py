@@ -65,6 +65,7 @@ class Maze(Domain):
     name = "maze"
     vocab_size = 6
     verified_as = "shortest path"
+    usual = (1000, 1000)
     broken = {"kept": "changes more of the question than free cells into path",
               "path": "marks no path from S to G", "shortest": "is not a shortest path"}
     clues_called = "given"

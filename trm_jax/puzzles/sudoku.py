@@ -52,6 +52,7 @@ class Sudoku(Domain):
     box_cols: int = 3
     name = "sudoku"
     verified_as = "verified"
+    usual = (60_000, 1000)
     broken = {"complete": "has cells that are not filled", "clues": "does not keep the clues of the question",
               "rules": "breaks the rules of the puzzle"}
 

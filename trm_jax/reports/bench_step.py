@@ -27,7 +27,7 @@ import numpy as np
 from trm_jax import config
 from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
-from trm_jax.data.published import PUBLISHED
+from trm_jax.data.published import expected
 from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import guarded
 from trm_jax.runtime.text import human, table
@@ -40,7 +40,7 @@ def shape_of(experiment: config.Experiment):
     try:
         return Dataset.load(experiment).shape
     except dataset.DatasetError:
-        return PUBLISHED[experiment.data.puzzle][0]
+        return expected(experiment.data)[0]
 
 
 @dataclasses.dataclass

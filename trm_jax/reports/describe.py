@@ -9,7 +9,7 @@ import jax
 from trm_jax.config import Experiment
 from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
-from trm_jax.data.published import PUBLISHED
+from trm_jax.data.published import expected
 from trm_jax.evaluation.unroll import unit
 from trm_jax.models.layers import swiglu_hidden
 from trm_jax.models.network import prefix_len
@@ -20,16 +20,16 @@ from trm_jax.training.system import System, total_steps
 
 
 def describe(experiment: Experiment) -> str:
-    """Text for a terminal. Without the dataset folder, the published dataset's shape and size are assumed."""
+    """Text for a terminal. Without the dataset folder, it is taken to be as its recipe makes it, or as published."""
     e = experiment
     try:
         data = Dataset.load(e)
         shape, steps = data.shape, total_steps(e, data.train.metadata)
         where = f"{e.data.path}: {data.train.num_groups:,} training groups, {data.test.num_examples:,} test examples"
     except dataset.DatasetError as error:
-        shape, groups = PUBLISHED[e.data.puzzle]
+        shape, groups = expected(e.data)
         steps = e.total_steps or int(e.epochs * groups / e.global_batch_size)
-        assumed = "" if e.total_steps else f"; the published set's {groups:,} groups are assumed"
+        assumed = "" if e.total_steps else f"; {groups:,} training groups are assumed"
         where = f"not there{assumed} ({error})"
     system = System(e, shape, steps)
     model, curriculum, B = system.model, system.curriculum, e.global_batch_size

@@ -109,12 +109,12 @@ def _configured_domain(experiment: config.Experiment, seq_len: int | None) -> pu
     """Of an experiment's dataset; while that is not there, of a grid of the published size."""
     from trm_jax.data import dataset
     from trm_jax.data.loading import Dataset
-    from trm_jax.data.published import PUBLISHED
+    from trm_jax.data.published import expected
     if seq_len is None:
         try:
             return Dataset.load(experiment).domain
         except dataset.DatasetError:
-            seq_len = PUBLISHED[experiment.data.puzzle][0].seq_len
+            seq_len = expected(experiment.data)[0].seq_len
     return puzzles.get(experiment.data.puzzle, seq_len=seq_len)
 
 
