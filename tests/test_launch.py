@@ -320,8 +320,9 @@ def test_the_image_for_the_cpu_describes_a_config(tmp_path):
                            "Until false", platform.freedesktop_os_release()["VERSION_CODENAME"], str(base)],
                           capture_output=True, text=True)
     assert made.returncode == 0, made.stderr[-3000:]
-    for file in pip:  # the package registry of this machine
+    for file in pip:  # the package registry of this machine, and whom this machine trusts
         shutil.copy(file, base / "etc" / "pip.conf")
+    shutil.copy("/etc/ssl/certs/ca-certificates.crt", base / "etc" / "ssl" / "certs")
     container = buildah("from", "scratch")
     buildah("add", container, str(base), "/")
     buildah("commit", container, "base")
