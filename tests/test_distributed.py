@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from trm_jax.runtime import distributed
+from trm_jax.runtime.errors import Preempted
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_STEP_NUM_TASKS",
@@ -54,16 +55,49 @@ def test_initialize_leaves_clusters_to_jax(started, monkeypatch, name, value):
 
 
 def test_initialize_by_our_variables(started, monkeypatch):
-    for name, value in zip(VARIABLES, ("localhost:1234", "4", "3"), strict=False):
+    address = f"localhost:{free_port()}"
+    for name, value in zip(VARIABLES, (address, "4", "0"), strict=False):
         monkeypatch.setenv(name, value)
     assert distributed.initialize()
-    assert started == [(("localhost:1234", 4, 3), {"cluster_detection_method": "deactivate"})]
+    assert started == [((address, 4, 0), {"cluster_detection_method": "deactivate"})]
     monkeypatch.setenv("JAX_PROCESS_ID", "4")
     with pytest.raises(ValueError, match="JAX_PROCESS_ID='4' must be a number from 0 to under JAX_NUM_PROCESSES='4'"):
+        distributed.initialize()
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS='localhost' must be HOST:PORT, of process 0"):
         distributed.initialize()
     monkeypatch.delenv("JAX_PROCESS_ID")
     with pytest.raises(ValueError, match="set but not JAX_PROCESS_ID: set all three, or none"):
         distributed.initialize()
+
+
+def test_a_port_that_is_in_use_and_a_process_0_that_is_not_there(started, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        address = f"localhost:{other.getsockname()[1]}"
+        for name, value in zip(VARIABLES, (address, "4", "0"), strict=False):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(distributed.DeviceError, match=f"{address}: process 0 cannot listen there .*; choose anoth"):
+            distributed.initialize()
+        monkeypatch.setenv("JAX_PROCESS_ID", "3")
+        assert distributed.initialize() and len(started) == 1
+    with pytest.raises(Preempted, match=f"process 3 has not reached process 0 at JAX_COORDINATOR_ADDRESS={address} in"):
+        distributed.initialize(seconds=1)
+
+
+def test_one_process_agrees_with_itself(tmp_path):
+    assert distributed.everyones({"a": 1}) == [{"a": 1}]
+    assert distributed.agreed(lambda: 3) == 3
+    distributed.require_shared(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def test_put_batch_splits_over_the_devices():
@@ -139,12 +173,15 @@ def test_compilation_cache_holds_small_programs(tmp_path):
 
 
 PROCESS = """
-    import sys, jax, numpy as np
+    import pickle, sys, jax, numpy as np
     from pathlib import Path
+    from trm_jax.runtime.errors import UserError
     from trm_jax.runtime import distributed as d
     from trm_jax.runtime.checkpoints import Checkpointer
     from trm_jax.training.run_folder import claim, read_config
     from trm_jax.runtime.metrics import MetricWriter
+    def fail(error):
+        raise error
     assert d.initialize() and d.initialize()
     me, work = jax.process_index(), Path(sys.argv[1])
     assert (jax.process_count(), jax.device_count(), d.is_primary()) == (2, 4, me == 0)
@@ -169,15 +206,32 @@ PROCESS = """
     assert (position, step) == ({"n": 6}, 2)
     np.testing.assert_array_equal(d.gather_to_host(restored["split"]), np.arange(8))
     assert restored["split"].sharding == batch["x"].sharding
+    for value in (me, {"rows": np.arange(3 + me, dtype=np.int64) << 40}, b"x" * (d.PIECE + me)):
+        assert pickle.dumps(d.everyones(value)[me]) == pickle.dumps(value)
+    assert d.everyones(me) == [0, 1] and d.agreed(lambda: me) == me
+    for raised in (UserError("no"), OSError("no")):
+        try:
+            d.agreed(lambda: me or fail(raised))
+        except (UserError, OSError) as error:
+            assert str(error) == ("process 0: no" if me else "no")
+        else:
+            raise AssertionError
+    d.require_shared(work / "all")
+    d.barrier("files are gone")
+    assert list((work / "all").iterdir()) == []
+    try:
+        d.require_shared(work / f"own-{me}", seconds=0.5)
+    except d.DeviceError as error:
+        assert "own-" in str(error) and "process 0 on " in str(error) and "what process 1 on " in str(error)
+    else:
+        raise AssertionError
     d.barrier("end")
     print("passed", me)
 """
 
 
 def test_two_processes_feed_save_and_restore_together(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PROCESS), str(tmp_path)], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,

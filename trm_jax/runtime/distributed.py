@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import pickle
 import platform
 import resource
+import socket
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -21,9 +25,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import trm_jax
-from trm_jax.runtime.errors import UserError
+from trm_jax.runtime.errors import Preempted, UserError
 
 AXIS = "data"
+PIECE = 16 << 20  # bytes of each process that `everyones` sends at once
+T = TypeVar("T")
 COMPILED = os.path.join("~", ".cache", "trm_jax", "compiled")  # where programs are kept unless told otherwise
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -32,15 +38,18 @@ class DeviceError(UserError):
     """Devices or processes that do not fit the run; the message says which numbers would."""
 
 
-def initialize() -> bool:
+def initialize(seconds: int = 300) -> bool:
     """Joins the other processes of this run, if the environment says that there are any; True if it did.
 
     It says so by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (as our launch scripts set them), or
     by a job step of more than one task under Slurm, Open MPI or on a TPU pod, which jax detects itself. To be called
     before anything else of jax is.
 
+    Args:
+      seconds: how long to wait for process 0.
     Raises:
-      DeviceError: only some of the three variables are set, or they are not numbers that fit each other.
+      DeviceError: only some of the three variables are set, they do not fit each other, or the port is in use.
+      Preempted: process 0 cannot be reached.
     """
     if jax.distributed.is_initialized():
         return True
@@ -54,6 +63,7 @@ def initialize() -> bool:
                              f"JAX_NUM_PROCESSES={count!r}")
         if int(count) == 1:
             return False
+        _require_coordinator(env["JAX_COORDINATOR_ADDRESS"], int(process), seconds)
         # Inside Slurm jax would otherwise still take one device per process, as if there were one for each.
         jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], int(count), int(process),
                                    cluster_detection_method="deactivate")
@@ -63,6 +73,33 @@ def initialize() -> bool:
     if tasks > 1:
         jax.distributed.initialize()
     return tasks > 1
+
+
+def _require_coordinator(address: str, process: int, seconds: float) -> None:
+    """Requires that process 0 can listen at the address and the others reach it: jax would end with a crash."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise DeviceError(f"JAX_COORDINATOR_ADDRESS={address!r} must be HOST:PORT, of process 0")
+    if process == 0:
+        with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("", int(port)))
+            except OSError as error:
+                raise DeviceError(f"JAX_COORDINATOR_ADDRESS={address}: process 0 cannot listen there "
+                                  f"({error.strerror}); choose another port") from None
+        return
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise Preempted(f"process {process} has not reached process 0 at JAX_COORDINATOR_ADDRESS={address} "
+                                f"in {seconds:g} s ({error.strerror or error}): is it started, is the port "
+                                "open?") from None
+        time.sleep(0.2)
 
 
 def enable_compilation_cache(folder: str | os.PathLike[str]) -> None:
@@ -150,6 +187,69 @@ def barrier(name: str) -> None:
     """Waits until every process has come to the barrier of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def everyones(value: Any) -> list[Any]:
+    """The values of all processes, in their order, in every process (so all must call).
+
+    A value is anything that pickle takes. Values travel in pieces, so that devices need little room for them.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    mine = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(mine.size))
+    pieces = []
+    for start in range(0, int(sizes.max()), PIECE):
+        piece = np.zeros(min(PIECE, int(sizes.max()) - start), np.uint8)
+        share = mine[start:start + PIECE]
+        piece[:share.size] = share
+        pieces.append(np.asarray(multihost_utils.process_allgather(piece)))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(np.concatenate(pieces, axis=1), sizes)]
+
+
+def agreed(call: Callable[[], T]) -> T:
+    """What `call` returns in this process. What stops it in one process stops all of them, with the same message.
+
+    Raises:
+      UserError: raised by the call in this process, or else in another one.
+    """
+    error, result = None, None
+    try:
+        result = call()
+    except (UserError, OSError) as raised:
+        error = raised
+    for process, message in enumerate(everyones(None if error is None else str(error))):
+        if message is not None:
+            raise error if error is not None else UserError(f"process {process}: {message}")
+    return cast(T, result)
+
+
+def require_shared(folder: str | os.PathLike, seconds: float = 60) -> None:
+    """Makes the folder and requires it to be one folder for all processes; to be called by all of them.
+
+    Each process writes a file and looks for those of the others, for so many seconds: shared disks take their time.
+
+    Raises:
+      DeviceError: in all processes alike, names two of them that do not see each other's files.
+    """
+    if jax.process_count() == 1:
+        return
+    folder, host = Path(folder), platform.node()
+    run = everyones(os.urandom(8).hex())[0]
+    files = [folder / f".process-{run}-{i}" for i in range(jax.process_count())]
+    mine = files[jax.process_index()]
+    agreed(lambda: (folder.mkdir(parents=True, exist_ok=True), mine.touch()))
+    end = time.monotonic() + seconds
+    while (unseen := [i for i, file in enumerate(files) if not file.exists()]) and time.monotonic() < end:
+        os.listdir(folder)  # makes NFS look again
+        time.sleep(0.2)
+    answers = everyones((host, unseen))
+    mine.unlink()
+    for i, (name, unseen) in enumerate(answers):
+        if unseen:
+            raise DeviceError(f"{folder} is not the same folder for all processes: process {i} on {name} does not see "
+                              f"what process {unseen[0]} on {answers[unseen[0]][0]} wrote there. Give a folder on a "
+                              "disk that all machines share")
 
 
 def gather_to_host(array: jax.Array) -> np.ndarray:
