@@ -113,11 +113,12 @@ def make_split(inputs, labels, *, vocab_size: int, puzzle_identifiers=None, puzz
 # Reading.
 
 
-def load(path, split: str, make: str = "") -> Split:
+def load(path, split: str, make: str = "", share: tuple[int, int] = (0, 1)) -> Split:
     """DIR, "train" | "test" -> Split, inputs and labels memory-mapped, everything checked.
 
     Args:
       make: the command that makes the folder; closes the message if the folder is missing.
+      share: (i, n) for number i of n processes that load the folder: each reads a part of the large files to check it.
     Raises:
       DatasetError: for the first fault, naming the file.
     """
@@ -127,7 +128,7 @@ def load(path, split: str, make: str = "") -> Split:
     folder = path / split
     if not (folder / "dataset.json").is_file():
         raise DatasetError(f"{path} is not a dataset folder: has no {split}/dataset.json")
-    require_unchanged(path, f"{split}/")
+    require_unchanged(path, f"{split}/", share=share)
     metadata = _read_metadata(folder / "dataset.json")
     arrays = {name: _read_array(folder, name) for name in ARRAYS}
     extras: dict[str, Any] = {name: _read_array(folder, name) for name in EXTRAS if _npy(folder, name).exists()}
@@ -139,7 +140,7 @@ def load(path, split: str, make: str = "") -> Split:
     if metadata.total_puzzles < 0:
         metadata = dataclasses.replace(metadata, total_puzzles=len(arrays["puzzle_identifiers"]))
     loaded = Split(metadata=metadata, **arrays, **extras)
-    check(loaded, folder)
+    check(loaded, folder, share)
     # The published Sudoku script writes int64 where it augments.
     return dataclasses.replace(loaded, **{name: arrays[name].astype(np.uint8) for name in ("inputs", "labels")
                                           if arrays[name].dtype != np.uint8})
@@ -191,9 +192,9 @@ def _checksums(path) -> dict[str, str]:
     return sums
 
 
-def require_unchanged(path, *names: str) -> None:
+def require_unchanged(path, *names: str, share: tuple[int, int] = (0, 1)) -> None:
     """Raises DatasetError unless these files are as they were written; where nothing says how they were, nothing is
-    raised. A name that ends with / stands for all files in that folder."""
+    raised. A name that ends with / stands for all files in that folder. share: as of `load`."""
     sums, folder = _checksums(path), pathlib.Path(path)
     if not sums:
         return
@@ -203,13 +204,14 @@ def require_unchanged(path, *names: str) -> None:
     try:
         if unknown := sorted((there | {name for name in names if not name.endswith("/")}) - wanted):
             raise ValueError(f"{unknown[0]} is not in its {CHECKSUMS}")
-        files.compare(path, {name: sums[name] for name in wanted})
+        files.compare(path, {name: sums[name] for name in sorted(wanted)[share[0]::share[1]]})
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} is damaged: {error}; make the dataset again") from error
 
 
-def check(split: Split, folder) -> None:
-    """Raises DatasetError for the first thing in `split` that cannot be; `folder` is for the message."""
+def check(split: Split, folder, share: tuple[int, int] = (0, 1)) -> None:
+    """Raises DatasetError for the first thing in `split` that cannot be; `folder` is for the message. share: as of
+    `load`, for inputs and labels."""
     meta = split.metadata
 
     def need(ok, name: str, why: str):
@@ -241,7 +243,7 @@ def check(split: Split, folder) -> None:
     _need_range(split.puzzle_identifiers, meta.num_puzzle_identifiers, "num_puzzle_identifiers",
                 _npy(folder, "puzzle_identifiers"))
     for name in ("inputs", "labels"):
-        _need_range(getattr(split, name), meta.vocab_size, "vocab_size", _npy(folder, name))
+        _need_range(getattr(split, name), meta.vocab_size, "vocab_size", _npy(folder, name), share)
     for name in ("sources", "ratings", "log2_paths"):
         array = getattr(split, name)
         need(array is None or len(array) == examples, name, f"must have one entry for each of {examples} examples")
@@ -249,8 +251,9 @@ def check(split: Split, folder) -> None:
         _need_range(split.sources, len(split.source_names), "number of names in sources.json", _npy(folder, "sources"))
 
 
-def _need_range(array: np.ndarray, end: int, end_name: str, file) -> None:
-    for start in range(0, len(array), CHECK_ROWS):  # in pieces: no second copy of a memory-mapped array
+def _need_range(array: np.ndarray, end: int, end_name: str, file, share: tuple[int, int] = (0, 1)) -> None:
+    # In pieces: no second copy of a memory-mapped array.
+    for start in range(share[0] * CHECK_ROWS, len(array), share[1] * CHECK_ROWS):
         piece = array[start:start + CHECK_ROWS]
         low, high = int(piece.min()), int(piece.max())
         _release(array)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from trm_jax import puzzles
 from trm_jax.config import Experiment
 from trm_jax.data import dataset
 from trm_jax.data.shape import Shape
+from trm_jax.runtime import distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +23,10 @@ class Dataset:
 
     @classmethod
     def load(cls, experiment: Experiment) -> Dataset:
-        """Raises store.DatasetError, with the command that makes the folder if it is missing."""
-        d = experiment.data
-        train, test = (dataset.load(d.path, split, make=d.how_to_make) for split in ("train", "test"))
+        """Raises DatasetError, in all processes of a run alike, with the command that makes a missing folder."""
+        d, share = experiment.data, (jax.process_index(), jax.process_count())
+        train, test = distributed.agreed(lambda: [dataset.load(d.path, split, make=d.how_to_make, share=share)
+                                                  for split in ("train", "test")])
         for field in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
             a, b = getattr(train.metadata, field), getattr(test.metadata, field)
             if a != b:

@@ -80,57 +80,64 @@ class Evaluator:
         }
 
     def _solve(self, weights: Weights, L: int) -> dict[str, Any]:
-        """What the engine makes of the same puzzles, with the verifier at its side. Process 0's devices compute."""
-        weights = jax.tree.map(distributed.gather_to_host, weights)
-        if not distributed.is_primary():
-            return {}
+        """What the engine makes of the same puzzles, with the verifier at its side. Each process takes its share."""
         mesh = distributed.data_mesh(jax.local_devices())
-        weights = jax.device_put(weights, distributed.replicated(mesh))
-        e, domain, test = self._system.experiment.eval, self._data.domain, self._data.test
+        weights = jax.device_put(jax.tree.map(distributed.gather_to_host, weights), distributed.replicated(mesh))
+        e, n = self._system.experiment.eval, len(self.rows)
         settings = Settings(max_cycles=e.H_test[-1], settle=2 * e.settled_cycles, tries=e.restarts, vary=e.vary,
                             sigma=e.sigma)
-        n = len(self.rows)
-        [batch] = pipeline.test_batches(test, n, rows=self.rows)
         bound = self._system.model.bind(weights, L)
-        r = engine.solve(bound, batch["inputs"], settings, mesh=mesh, identifiers=batch["puzzle_identifiers"],
-                         **engine.rules(domain))
-        marks = mark(domain, batch["inputs"], batch["labels"], r.answers.tokens)
+
+        def solved(numbers: np.ndarray) -> tuple[engine.Results, Marks]:
+            domain, rows = self._data.domain, self.rows[numbers]
+            [batch] = pipeline.test_batches(self._data.test, len(rows), rows=rows)
+            r = engine.solve(bound, batch["inputs"], settings, mesh=mesh, identifiers=batch["puzzle_identifiers"],
+                             numbers=numbers, **engine.rules(domain))
+            return r, mark(domain, batch["inputs"], batch["labels"], r.answers.tokens)
+        mine = np.asarray(distributed.my_rows(n))
+        parts = [(r.answers.verified, r.answers.attempt, marks.right, marks.valid, r.cycles, r.core_calls,
+                  engine.flops(bound, r) * len(mine), r.seconds) for r, marks in ([solved(mine)] if len(mine) else [])]
+        verified, attempt, right, valid, cycles, core_calls, flops, seconds = (
+            np.concatenate([np.atleast_1d(part) for part in column])
+            for column in zip(*(part for share in distributed.everyones(parts) for part in share)))
         return {"H_test": settings.max_cycles, "L_test": L, "settle": settings.settle, "restarts": e.restarts,
                 "vary": e.vary, "sigma": None if e.vary == "symmetry" else e.sigma, "n": n,
-                "exact_accuracy": share(marks.right, marks.valid),
-                "verified": float(r.answers.verified.mean()),
-                "by_restart": int((r.answers.verified & (r.answers.attempt > 0)).sum()),
-                "mean_cycles": r.cycles / n, "core_calls_per_example": r.core_calls / n,
-                "flops_per_example": engine.flops(bound, r), "seconds": r.seconds}
+                "exact_accuracy": share(right, valid),
+                "verified": float(verified.mean()),
+                "by_restart": int((verified & (attempt > 0)).sum()),
+                "mean_cycles": int(cycles.sum()) / n, "core_calls_per_example": int(core_calls.sum()) / n,
+                "flops_per_example": float(flops.sum()) / n, "seconds": float(seconds.max())}
 
     def _unroll(self, weights: Weights, L: int, note) -> list[dict[str, Any]]:
         e, data = self._system.experiment.eval, self._data
         depths = np.asarray(e.H_test, np.int32)
-        per_process = self._batch_size // jax.process_count()
-        local = slice(jax.process_index() * per_process, (jax.process_index() + 1) * per_process)
         votes = [self._ballot() for _ in depths] if self._ballot else []
         kept: list[list[tuple[Marks, Answers]]] = [[] for _ in depths]
         done, reported = 0, time.perf_counter()
-        for batch in pipeline.test_batches(data.test, self._batch_size, rows=self.rows):
-            placed = distributed.put_batch(
-                self._mesh, {k: batch[k][local] for k in ("inputs", "puzzle_identifiers")})
-            answers = answers_at(self._system.model.bind(weights, L), self._mesh, placed["inputs"],
-                                 placed["puzzle_identifiers"],
-                                 jax.device_put(depths, distributed.replicated(self._mesh)), e.stop_halted)
-            answers = jax.tree.map(distributed.gather_to_host, answers)
+        for batch in pipeline.test_batches(data.test, self._batch_size, process_index=jax.process_index(),
+                                           process_count=jax.process_count(), rows=self.rows):
+            placed = distributed.put_batch(self._mesh, {k: batch[k] for k in ("inputs", "puzzle_identifiers")})
+            found = answers_at(self._system.model.bind(weights, L), self._mesh, placed["inputs"],
+                               placed["puzzle_identifiers"],
+                               jax.device_put(depths, distributed.replicated(self._mesh)), e.stop_halted)
+            answers = jax.tree.map(lambda array: distributed.my_share(array, axis=1), found)
             valid = batch.pop("valid")
             batch = {name: array[valid] for name, array in batch.items()}
             for k in range(len(depths)):
                 at = jax.tree.map(lambda array, k=k, valid=valid: array[k, valid], answers)
                 marks = mark(data.domain, batch["inputs"], batch["labels"], at.tokens)
                 kept[k].append((marks, at._replace(tokens=None)))  # of 400,000 ARC inputs the tokens would be too many
-                if votes:
-                    halts = np.zeros(len(at.tokens)) if at.halting_logit is None else at.halting_logit
-                    votes[k].add(batch["puzzle_identifiers"], batch["inputs"], at.tokens, halts)
-            done += int(valid.sum())
+            if votes:  # they count in the order of the puzzles, which all processes hear of
+                whole, found = (jax.tree.map(distributed.gather_to_host, tree) for tree in (placed, found))
+                for k, vote in enumerate(votes):
+                    halts = np.zeros(self._batch_size) if found.halting_logit is None else found.halting_logit[k]
+                    vote.add(whole["puzzle_identifiers"], whole["inputs"], found.tokens[k], halts)
+            done = min(done + self._batch_size, len(self.rows))
             if time.perf_counter() - reported > REPORT_SECONDS and done < len(self.rows):
                 reported = time.perf_counter()
                 note(f"evaluating to H {depths[-1]}, L {L}: {done:,} of {len(self.rows):,} puzzles")
+        shares = distributed.everyones(kept)
+        kept = [[part for parts in zip(*of_depth) for part in parts] for of_depth in zip(*shares)]  # batch by batch
         sources = data.test.sources[self.rows] if data.test.sources is not None else None
 
         def figure(k: int, H: int) -> dict[str, Any]:

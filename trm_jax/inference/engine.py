@@ -60,7 +60,7 @@ class Results:
 def solve(bound: Bound, inputs: np.ndarray, settings: Settings | None = None, *,
           verify: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
           draw_symmetry: Callable[[np.random.Generator, int], Symmetry] | None = None,
-          identifiers: np.ndarray | None = None, mesh: Mesh | None = None,
+          identifiers: np.ndarray | None = None, numbers: np.ndarray | None = None, mesh: Mesh | None = None,
           report: Callable[[int, int], None] | None = None,
           finished: Callable[[int, Jobs], None] | None = None) -> Results:
     """Answers n puzzles.
@@ -71,6 +71,8 @@ def solve(bound: Bound, inputs: np.ndarray, settings: Settings | None = None, *,
       verify: (inputs [k, S], answers [k, S]) -> bool [k]. None: nothing is verified.
       draw_symmetry: (rng, count) -> Symmetry, as domains have it; needed for tries that differ by symmetries.
       identifiers: int [n], rows of the puzzle table; None: row 0.
+      numbers: int [n], which puzzle of all each one is, where these are a share of them: noise and symmetries are drawn
+        by it. None: its place.
       mesh: devices of this process (distributed.data_mesh) over which slots are split; None: one device. They wait for
         each other once a cycle, to count who is running; the weights must be on all of them.
       report: takes (puzzles done, n) now and then.
@@ -78,7 +80,7 @@ def solve(bound: Bound, inputs: np.ndarray, settings: Settings | None = None, *,
         not done when time is up it hears nothing.
     """
     settings = settings or Settings()
-    run = _Run(bound, np.asarray(inputs, np.uint8), settings, verify, draw_symmetry, identifiers, mesh)
+    run = _Run(bound, np.asarray(inputs, np.uint8), settings, verify, draw_symmetry, identifiers, numbers, mesh)
     return run(report, finished)
 
 
@@ -106,7 +108,7 @@ class _AtWork(NamedTuple):
 class _Run:
     """One call of `solve`."""
 
-    def __init__(self, bound, inputs, settings, verify, draw_symmetry, identifiers, mesh):
+    def __init__(self, bound, inputs, settings, verify, draw_symmetry, identifiers, numbers, mesh):
         if settings.tries > 1 and settings.vary == "symmetry" and draw_symmetry is None:
             raise InferenceError("vary = 'symmetry': this puzzle has no symmetries to draw; vary start or cycle")
         self._bound, self._settings = bound, settings
@@ -114,6 +116,7 @@ class _Run:
         self._verify, self._draw, self._inputs = verify, draw_symmetry, inputs
         rows = np.zeros(len(inputs)) if identifiers is None else identifiers
         self._identifiers = np.asarray(rows, np.int32)
+        self._numbers = np.arange(len(inputs)) if numbers is None else np.asarray(numbers)
         self._queue = Queue(len(inputs), settings, bound.core_calls)
         self._noisy = settings.vary if settings.tries > 1 and settings.vary != "symmetry" else ""
         self._base = jax.random.key(settings.seed)
@@ -175,7 +178,8 @@ class _Run:
             return on_device, False
         puzzle, attempt = np.maximum(w.puzzle, 0), np.where(w.puzzle < 0, 0, w.attempt)
         sigma = np.where(attempt > 0, s.sigma, 0).astype(np.float32)
-        made = begin(self._bound, w.asked, self._identifiers[puzzle], self._base, puzzle.astype(np.int32),
+        made = begin(self._bound, w.asked, self._identifiers[puzzle], self._base,
+                     self._numbers[puzzle].astype(np.int32),
                      attempt.astype(np.int32), w.limit, sigma, self._noisy, self._mesh)
         return (made if on_device is None else refill(on_device, made, fresh)), True
 
@@ -184,7 +188,7 @@ class _Run:
         tokens = self._inputs[puzzle]
         if not attempt or self._settings.vary != "symmetry":
             return tokens, None
-        symmetry = self._draw(np.random.default_rng([self._settings.seed, puzzle, attempt]), 1)
+        symmetry = self._draw(np.random.default_rng([self._settings.seed, int(self._numbers[puzzle]), attempt]), 1)
         return symmetry.apply(tokens[None])[0], symmetry.inverse()
 
     def _smaller_batch(self) -> int | None:

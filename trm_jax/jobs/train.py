@@ -61,10 +61,14 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike[str], second
     with contextlib.ExitStack() as stack:
         batches = stream(experiment, data)
         stack.callback(batches.close)
-        run_folder.claim(workdir, config.to_json(experiment))  # not before all that can be refused has been
-        stack.enter_context(run_folder.training(workdir))
-        run_folder.claim(workdir, config.to_json(experiment))  # again: nobody else writes there now
-        run = run_folder.claim_data(workdir, experiment, data)
+        distributed.require_shared(workdir)
+
+        def claim() -> Run:
+            run_folder.claim(workdir, config.to_json(experiment))  # not before all that can be refused has been
+            stack.enter_context(run_folder.training(workdir))
+            run_folder.claim(workdir, config.to_json(experiment))  # again: nobody else writes there now
+            return run_folder.claim_data(workdir, experiment, data)
+        run = distributed.agreed(claim)
         return stack.enter_context(Trainer(run, data, mesh, batches, seconds)).run()
 
 

@@ -207,6 +207,21 @@ def everyones(value: Any) -> list[Any]:
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(np.concatenate(pieces, axis=1), sizes)]
 
 
+def my_rows(n: int) -> range:
+    """This process's share of n rows: every so many, so that hard and easy ones are shared alike."""
+    return range(jax.process_index(), n, jax.process_count())
+
+
+def in_order(values: Sequence[T]) -> list[T]:
+    """What the processes have for their `my_rows` -> for all rows in their order, in every process (so all must call).
+    """
+    shares = everyones(list(values))
+    whole: list[Any] = [None] * sum(map(len, shares))
+    for process, share in enumerate(shares):
+        whole[process::len(shares)] = share
+    return whole
+
+
 def agreed(call: Callable[[], T]) -> T:
     """What `call` returns in this process. What stops it in one process stops all of them, with the same message.
 
@@ -224,7 +239,7 @@ def agreed(call: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def require_shared(folder: str | os.PathLike, seconds: float = 60) -> None:
+def require_shared(folder: str | os.PathLike[str], seconds: float = 60) -> None:
     """Makes the folder and requires it to be one folder for all processes; to be called by all of them.
 
     Each process writes a file and looks for those of the others, for so many seconds: shared disks take their time.
@@ -259,6 +274,14 @@ def gather_to_host(array: jax.Array) -> np.ndarray:
     if array.is_fully_replicated:
         return np.asarray(array.addressable_data(0))
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def my_share(array: jax.Array, axis: int = 0) -> np.ndarray:
+    """A global array split over the mesh in `axis` -> this process's part, as `put_batch` took it."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards], axis)
 
 
 def device_description() -> str:
