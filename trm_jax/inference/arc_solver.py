@@ -79,11 +79,11 @@ class ArcSolver(Solver, puzzle="arc"):
 
     def solve(self, puzzles: Sequence[Mapping[str, Any]], *, max_cycles: int = 16, settle: int = 0, symmetries: int = 0,
               report: Callable[[int, int], None] | None = None, each: Callable[[int, Answer], None] | None = None,
-              **settings: Any) -> list[ArcAnswer]:
+              numbers: Sequence[int] | None = None, **settings: Any) -> list[ArcAnswer]:
         """Answers in the order of the tasks.
 
         Args:
-          max_cycles, settle, each, settings: as Solver.solve's. One try per symmetry.
+          max_cycles, settle, each, settings: as Solver.solve's. One try per symmetry, so `numbers` change nothing.
           symmetries: of a task at most so many of its identifiers are asked, the task as it is first; 0: all.
         """
         if isinstance(puzzles, (str, Mapping)):
@@ -108,7 +108,7 @@ class ArcSolver(Solver, puzzle="arc"):
                     rows.append(row)
         if read:
             inputs, rows = np.stack(inputs), np.array(rows, np.int32)
-            found = engine.solve(self._bound, inputs, settings, identifiers=rows, report=report)
+            found = engine.solve(self._bound, inputs, settings, identifiers=rows, report=report, mesh=self._mesh)
             for i, (name, tests, of, first) in read.items():
                 part = slice(first, first + of * len(tests))
                 answers[i] = self._answer_task(name, tests, of, inputs[part], rows[part], found.answers.take(part),

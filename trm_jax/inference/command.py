@@ -21,7 +21,10 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
 
 from trm_jax import puzzles
 from trm_jax.inference.choice import CRITERIA, ORDER
@@ -31,6 +34,8 @@ from trm_jax.inference.text_film import frames, side_by_side
 from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import guarded
 from trm_jax.weights import weights_file
+
+BLOCK = 1 << 16  # puzzles that the processes of a run answer before they tell each other
 
 
 def open_source(args: argparse.Namespace) -> weights_file.Export:
@@ -103,30 +108,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(args: argparse.Namespace, argv: Sequence[str]) -> int:
-    export = open_source(args)
-    asked = requests_of(args, export)
+    several = distributed.initialize()
+    export = distributed.agreed(lambda: open_source(args))
+    # Process 0 reads the puzzles, as it has the standard input, and prints the answers of all.
+    asked = distributed.everyones(distributed.agreed(
+        lambda: requests_of(args, export) if distributed.is_primary() else []))[0]
     solver = Solver.of(export)
+    if several:
+        solver.use_all_devices()
     tty = sys.stdout.isatty()
     color = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     try:
         if args.watch:
+            asked = asked if distributed.is_primary() else []
             answers = [_watch(solver, request, args, color) for request in asked]
             return 0 if all(answer.verified for answer in answers) else 1
         printer = _Printer(solver, asked, args.format or ("picture" if tty else "text"), color)
         try:
-            answers = solver.solve([request.puzzle for request in asked], max_cycles=args.max_cycles,
-                                   settle=args.settle, tries=args.tries, vary=args.vary, sigma=args.sigma,
-                                   seed=args.seed, max_seconds=args.seconds, max_calls=args.calls,
-                                   tolerance=args.tolerance, choose=args.choose, each=printer.take)
+            answers = _shared(solver, asked, printer.take, max_cycles=args.max_cycles,
+                              settle=args.settle, tries=args.tries, vary=args.vary, sigma=args.sigma,
+                              seed=args.seed, max_seconds=args.seconds, max_calls=args.calls,
+                              tolerance=args.tolerance, choose=args.choose)
         except KeyboardInterrupt:
             printer.print_rest()
             raise
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
         return 1
-    if advice := what_next(answers, args, argv):
+    if distributed.is_primary() and (advice := what_next(answers, args, argv)):
         print(advice, file=sys.stderr)
     return 0 if all(answer.verified for answer in answers) else 1
+
+
+def _shared(solver: Solver, asked: Sequence[Request], each: Callable[[int, Answer], None],
+            **settings: Any) -> list[Answer]:
+    """The answers to all puzzles, in all processes of the run: each works on its share. Process 0 tells them to `each`,
+    as they come where it is alone, else a block at a time."""
+    if jax.process_count() == 1:
+        return solver.solve([request.puzzle for request in asked], each=each, **settings)
+    answers: list[Answer] = []
+    block = len(asked) if settings["max_seconds"] else BLOCK
+    for start in range(0, len(asked), block):
+        mine = [start + i for i in distributed.my_rows(min(block, len(asked) - start))]
+        for answer in distributed.in_order(solver.solve([asked[i].puzzle for i in mine], numbers=mine, **settings)):
+            answers.append(answer)
+            if distributed.is_primary():
+                each(len(answers) - 1, answer)
+    return answers
 
 
 class _Printer:

@@ -20,6 +20,7 @@ from trm_jax.inference.settings import Settings
 from trm_jax.models.network import Bound
 from trm_jax.puzzles.domain import PUZZLE_NAMES
 from trm_jax.recursion import Latents
+from trm_jax.runtime import distributed
 from trm_jax.runtime.errors import UserError
 from trm_jax.weights import weights_file
 
@@ -133,7 +134,12 @@ class Solver:
 
     def __init__(self, bound: Bound, domain: puzzles.Domain):
         Solver._process = Solver._process or os.getpid()
-        self.domain, self._bound = domain, bound
+        self.domain, self._bound, self._mesh = domain, bound, None
+
+    def use_all_devices(self) -> None:
+        """Answers with all devices of this process from now on, not one."""
+        self._mesh = distributed.data_mesh(jax.local_devices())
+        self._bound = jax.device_put(self._bound, distributed.replicated(self._mesh))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Solver:
@@ -156,7 +162,7 @@ class Solver:
 
     def solve(self, puzzles: Sequence[Any], *, max_cycles: int = 256, settle: int = 8, verify: bool = True,
               report: Callable[[int, int], None] | None = None, each: Callable[[int, Answer], None] | None = None,
-              **settings: Any) -> list[Answer]:
+              numbers: Sequence[int] | None = None, **settings: Any) -> list[Answer]:
         """Answers in the order of the puzzles.
 
         Args:
@@ -167,6 +173,8 @@ class Solver:
           verify: a puzzle is done when the rules accept its answer. Without, they are asked at the end only, and have
             no say in which try's answer is taken.
           report: takes (puzzles done, puzzles at work on) now and then.
+          numbers: which puzzle of all each one is, where these are a share of them: its tries are drawn by it. None:
+            its place.
           each: takes (number of the puzzle, its answer) as soon as it is there, in whatever order.
           settings: the other fields of inference.Settings: tries, vary, sigma, max_calls, max_seconds, ...
         """
@@ -192,6 +200,7 @@ class Solver:
             found = engine.solve(
                 self._bound, inputs, settings, verify=self.verify if verify else None,
                 draw_symmetry=self.domain.draw_symmetry if self.domain.has_symmetries else None, report=report,
+                mesh=self._mesh, numbers=np.asarray(range(len(puzzles)) if numbers is None else numbers)[readable],
                 finished=lambda i, jobs: tell(readable[i], self._answer(puzzles[readable[i]], inputs[i], jobs)))
             for i, j in enumerate(readable):
                 if answers[j] is None:  # time was up
