@@ -35,7 +35,12 @@ class Scripted:
     def core(self, params):
         return lambda s, i: jnp.stack([s[..., 0] + 1, jnp.where(s[..., 1] == 0, i[..., 1], s[..., 1])], axis=-1)
 
-    def initial_latents(self, fixed, B):
+    draws = False
+
+    def keys(self, inputs):
+        return None
+
+    def initial_latents(self, fixed, B, keys=None):
         return Latents(*jnp.zeros((2, 16, B, 2)))
 
     def answer(self, params, y):

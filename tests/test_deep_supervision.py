@@ -167,7 +167,7 @@ def test_without_a_halting_head_every_puzzle_takes_all_steps(given):
 
 def test_exploration_forbids_early_halts_as_often_and_as_long_as_it_says(given):
     params, _, rows = given
-    c, n = contract(halt_exploration_prob=0.3, halt_max_cycles=6), 4000
+    c, n = contract(halt_exploration_prob=0.3, halt_max_steps=6), 4000
     earliest = np.asarray(c._earliest_halt(jax.random.key(0), SlotDraw(n, 0), n))
     values, counts = np.unique(earliest, return_counts=True)
     assert values.tolist() == [1, 2, 3, 4, 5, 6]

@@ -176,7 +176,7 @@ def test_an_unroll_leaves_alone_who_has_halted():
     zeros = jnp.zeros((1, n, 1))
     start = recursion.watch(Latents(zeros, ()), decode)
     run = jax.jit(lambda w, H: recursion.unroll_watched(core, w, zeros, H, 0, decode, recursion.direct_cycle,
-                                                        lambda y: y[0, :, 0] >= wishes))
+                                                        lambda latents: latents.y[0, :, 0] >= wishes))
     watched = run(start, 6)
     assert watched.done.tolist() == [1, 3, 4, 6] and watched.answer[:, 0].tolist() == [1, 3, 4, 6]
     assert watched.unchanged.tolist() == [5, 3, 2, 0]
@@ -282,22 +282,30 @@ IMPOSSIBLE = [
     ({"grad_calls": 4}, {}, "arch.grad_calls = 4: must be at most L_cycles + 1 = 3"),
     ({"grad_calls": -1}, {}, "arch.grad_calls = -1: must not be negative"),
     ({"H_layers": -1}, {}, "arch.H_layers = -1: must not be negative"),
-    (DEEP | {"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}, {},
-     "arch.halting_head = True: has no position to read from: it reads the first of the prefix"),
     ({"halting_head": True}, {}, "arch.halting_head = True: is trained by arch.supervision = 'deep' only"),
     ({"no_ACT_continue": False}, {}, "arch.no_ACT_continue = False: needs arch.supervision = 'deep'"),
     (DEEP | {"halting_head": False, "no_ACT_continue": False, "halt_exploration_prob": 0.0}, {},
      "arch.no_ACT_continue = False: ACT needs arch.halting_head = True"),
     (DEEP | {"halting_head": False}, {}, "arch.halt_exploration_prob = 0.1: must be 0 without a halting head"),
     (DEEP | {"halt_exploration_prob": 10.0}, {}, "arch.halt_exploration_prob = 10.0: is a share"),
-    (DEEP | {"halt_max_steps": 1}, {}, "arch.halt_max_steps = 1: must be at least 2 with halt_exploration_prob > 0"),
     (DEEP | {"halt_max_steps": 0}, {}, "arch.halt_max_steps = 0: must be at least 1"),
     (DEEP | {"prob_detach_prev_H": 0.99}, {},
      "arch.prob_detach_prev_H = 0.99: must be 1 with arch.supervision = 'deep'"),
     (DEEP, {"curriculum_milestones": [50.0], "curriculum_heads_to_add": [1]},
-     "curriculum_milestones = (50.0,): need arch.supervision = 'terminal'"),
-    (DEEP, {"curriculum_L_milestones": [50.0], "curriculum_L_to_add": [1]},
-     "curriculum_L_milestones = (50.0,): need arch.supervision = 'terminal'"),
+     "arch.test_H_cycles = 0: must be given where H grows with arch.supervision = 'deep'"),
+    ({"recursion": "multi_z", "update": "damped"}, {}, "arch.update = 'damped': must be 'replace' with arch.recursion"),
+    ({"recursion": "multi_z", "update_noise": 0.1}, {}, "arch.update_noise = 0.1: and update_noise_test must be 0"),
+    ({"recursion": "multi_z", "halt_by": "residual"}, {}, "arch.halt_by = 'residual': must be 'head'"),
+    ({"output_norm": True}, {}, "arch.output_norm = True: needs arch.block = 'pre_norm'"),
+    (DEEP | {"no_ACT_continue": False, "halt_by": "residual"}, {}, "arch.no_ACT_continue = False: must be True with"),
+    ({"grad_cycles": 3}, {}, "arch.grad_cycles = 3: must be at most H_cycles = 2, less one for the transition"),
+    ({"grad_cycles": 0}, {}, "arch.grad_cycles = 0: must be at least 1"),
+    ({"update_share": 0.0}, {}, "arch.update_share = 0.0: must be over 0 and at most 1"),
+    ({"solver_patience": 0}, {}, "arch.solver_patience = 0: must be at least 1"),
+    ({"start_std": 0.0}, {}, "arch.start_std = 0.0: must be positive"),
+    ({"step_loss_decay": 0.7}, {}, "arch.step_loss_decay = 0.7: needs arch.supervision = 'deep'"),
+    ({"test_H_cycles": 3}, {}, "arch.test_H_cycles = 3: needs arch.supervision = 'deep'"),
+    ({}, {"eval": {"restarts": 4, "vary": "draw"}}, "eval.vary = 'draw': needs a network that draws"),
     (DEEP, {"deepen": {"carry_share": 0.5}}, "deepen.carry_share = 0.5: needs arch.supervision = 'terminal'"),
     (DEEP, {"deepen": {"tail_prob": 0.5}}, "deepen.tail_prob = 0.5: needs arch.supervision = 'terminal'"),
     ({}, {"eval": {"stop_halted": True}}, "eval.stop_halted = True: needs arch.halting_head = True"),
@@ -314,7 +322,11 @@ def test_what_cannot_work_is_refused_by_name(arch, rest, message):
 @pytest.mark.parametrize("arch", [
     DEEP, DEEP | {"H_cycles": 1}, {"H_cycles": 1, "prob_detach_prev_H": 1.0}, {"recursion": "single_z", "H_cycles": 3},
     {"recursion": "direct", "L_cycles": 0}, {"H_layers": 2}, DEEP | {"recursion": "multi_z", "H_layers": 2},
-    DEEP | {"halting_head": False, "halt_exploration_prob": 0.0}, {"grad_calls": 3}], ids=str)
+    DEEP | {"halting_head": False, "halt_exploration_prob": 0.0}, {"grad_calls": 3},
+    DEEP | {"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}, DEEP | {"halt_max_steps": 1},
+    DEEP | {"halt_by": "residual", "halting_head": False}, DEEP | {"update": "gate", "start": "random"},
+    {"recursion": "direct", "L_cycles": 0, "H_cycles": 6, "grad_cycles": 5, "update": "solver", "block": "pre_norm"}],
+    ids=str)
 def test_what_can_work_is_not(arch):
     config.parse(tiny.merge(config.to_json(config.Experiment()), {"arch": arch}))
 

@@ -12,6 +12,9 @@ A recursion is one function (core, latents, x, L, detached) -> latents, one *cyc
     multi_z_cycle    a reasoning latent for each inner cycle (figure 5)
     direct_cycle     one pass through the network
 
+A core's answer becomes the new state; or an update rule moves the state towards it and remembers something from call
+to call (`Remembering`; the rules are in models/updates.py).
+
 All else is said once, for any of them. TRM's and HRM's deep_recursion, and RSM's training step (arXiv:2603.15641),
 line by line:
 
@@ -38,7 +41,15 @@ from jax import lax
 
 Array = jax.Array
 Leaf = Any  # an Array; in a tree of axes, shardings or names, one of those
-Core = Callable[[Array, Array], Array]
+
+
+class Remembering(NamedTuple):
+    """A core with an update rule that keeps something for the next call on the same latent."""
+
+    call: Callable[[Array, Array, Any], tuple[Array, Any]]  # (state, injection, memory) -> (state, memory)
+
+
+Core = Callable[[Array, Array], Array] | Remembering
 
 
 class Cores(NamedTuple):
@@ -53,65 +64,101 @@ class Latents(NamedTuple):
     z: Any  # [T, B, D] reasoning; multi-scale z: a tuple of them; a single latent: ()
 
 
-Cycle = Callable[..., Latents]  # (core, latents, x, L, detached=0) -> latents
+class LatentsAndMemory(NamedTuple):
+    """`Latents` of a core that is `Remembering`."""
+
+    y: Leaf
+    z: Any
+    memory: tuple[Any, Any]  # what is kept for y, and for z; the batch is on axis 1 of every array
+
+
+AnyLatents = Latents | LatentsAndMemory
+
+
+def memory_of(latents: AnyLatents) -> tuple[Any, Any]:
+    return latents.memory if isinstance(latents, LatentsAndMemory) else ((), ())
+
+
+def renewed(latents: AnyLatents, y: Array, z: Any, of_y: Any, of_z: Any) -> AnyLatents:
+    """Latents of the same kind, after a cycle."""
+    return LatentsAndMemory(y, z, (of_y, of_z)) if isinstance(latents, LatentsAndMemory) else Latents(y, z)
+
+
+Cycle = Callable[..., AnyLatents]  # (core, latents, x, L, detached=0) -> latents
 
 
 def networks(core: Core | Cores) -> Cores:
     return core if isinstance(core, Cores) else Cores(core, core)
 
 
-def repeat(call: Callable[[Array], Array], state: Array, times: int, detached: int) -> Array:
-    """`times` times state = call(state), the first `detached` of them without gradient."""
+def apply(core: Core, state: Array, injection: Array, memory: Any) -> tuple[Array, Any]:
+    """One call: (the new state, what is remembered)."""
+    if isinstance(core, Remembering):
+        return core.call(state, injection, memory)
+    return core(state, injection), memory
+
+
+def repeat(core: Core, state: Array, injection: Array, memory: Any, times: int,
+           detached: int) -> tuple[Array, Any]:
+    """`times` calls of a core on one state, the first `detached` of them without gradient."""
     if detached:
-        state = lax.stop_gradient(repeat(call, state, detached, 0))
+        state, memory = lax.stop_gradient(repeat(core, state, injection, memory, detached, 0))
     if times == detached:
-        return state
-    return lax.scan(lambda s, _: (call(s), None), state, length=times - detached)[0]
+        return state, memory
+    return lax.scan(lambda s, _: (apply(core, s[0], injection, s[1]), None), (state, memory),
+                    length=times - detached)[0]
 
 
 # The recursions: one cycle each, the papers' latent_recursion. The outer update always keeps its gradient, and so do
 # the inner calls but for the first `detached`: all L + 1 calls (TRM), the last f_L and f_H (HRM: L - 1), the last k.
 
 
-def outer_cycle(core: Core | Cores, latents: Latents, x: Array, L: int, detached: int = 0) -> Latents:
+def outer_cycle(core: Core | Cores, latents: AnyLatents, x: Array, L: int, detached: int = 0) -> AnyLatents:
     """The published nested loop, once: L times z = f_L(z, y + x), then y = f_H(y, z).
 
     Figure 3 (TRM: one network is both), figure 2 (HRM: two networks).
     """
     f_L, f_H = networks(core)
-    y, z = latents
-    injection = y + x
-    z = repeat(lambda z: f_L(z, injection), z, L, detached)  # latent reasoning
-    y = f_H(y, z)  # refine output answer
-    return Latents(y, z)
+    (y, z), (of_y, of_z) = latents[:2], memory_of(latents)
+    z, of_z = repeat(f_L, z, y + x, of_z, L, detached)  # latent reasoning
+    y, of_y = apply(f_H, y, z, of_y)  # refine output answer
+    return renewed(latents, y, z, of_y, of_z)
 
 
-def single_z_cycle(core: Core | Cores, latents: Latents, x: Array, L: int, detached: int = 0) -> Latents:
+def single_z_cycle(core: Core | Cores, latents: AnyLatents, x: Array, L: int, detached: int = 0) -> AnyLatents:
     """Figure 4: one latent, here `y`: L times y = f_L(y, x), then y = f_H(y, 0).
 
     Deviation of the published code from the figure, followed here: the last call does without the puzzle x.
     """
     f_L, f_H = networks(core)
-    y = repeat(lambda y: f_L(y, x), latents.y, L, detached)
-    return Latents(f_H(y, jnp.zeros_like(y)), ())
+    y, of_y = repeat(f_L, latents.y, x, memory_of(latents)[0], L, detached)
+    y, of_y = apply(f_H, y, jnp.zeros_like(y), of_y)
+    return renewed(latents, y, (), of_y, ())
 
 
-def multi_z_cycle(core: Core | Cores, latents: Latents, x: Array, L: int, detached: int = 0) -> Latents:
-    """Figure 5: L reasoning latents; in turn z[i] = f_L(sum of z, y + x), then y = f_H(y, sum of z)."""
+def multi_z_cycle(core: Core | Cores, latents: AnyLatents, x: Array, L: int, detached: int = 0) -> AnyLatents:
+    """Figure 5: L reasoning latents; in turn z[i] = f_L(sum of z, y + x), then y = f_H(y, sum of z).
+
+    A z[i] does not move, it is set anew: there is no update rule but that.
+    """
     f_L, f_H = networks(core)
-    y, z = latents
+    (y, z), (of_y, of_z) = latents[:2], memory_of(latents)
     injection = y + x
     for i in range(L):
-        z = (*z[:i], f_L(sum(z[1:], z[0]), injection), *z[i + 1:])
+        z = (*z[:i], apply(f_L, sum(z[1:], z[0]), injection, ())[0], *z[i + 1:])
         if i + 1 == detached:
             z = lax.stop_gradient(z)
-    y = f_H(y, sum(z[1:], z[0]))
-    return Latents(y, z)
+    y, of_y = apply(f_H, y, sum(z[1:], z[0]), of_y)
+    return renewed(latents, y, z, of_y, of_z)
 
 
-def direct_cycle(core: Core | Cores, latents: Latents, x: Array, L: int = 0, detached: int = 0) -> Latents:
-    """Direct prediction: y = f_H(y, x). There are no inner cycles, L is 0."""
-    return Latents(networks(core).H(latents.y, x), ())
+def direct_cycle(core: Core | Cores, latents: AnyLatents, x: Array, L: int = 0, detached: int = 0) -> AnyLatents:
+    """One latent and one call: y = f_H(y, x). There are no inner cycles, L is 0.
+
+    One cycle is direct prediction; many are a fixed-point iteration (FPRM, arXiv:2606.18206).
+    """
+    y, of_y = apply(networks(core).H, latents.y, x, memory_of(latents)[0])
+    return renewed(latents, y, (), of_y, ())
 
 
 class Recursion(NamedTuple):
@@ -130,8 +177,8 @@ RECURSIONS = {
 # Training: what has no gradient.
 
 
-def warm_up(core: Core | Cores, latents: Latents, x: Array, H: int | Array, L: int,
-            cycle: Cycle = outer_cycle) -> Latents:
+def warm_up(core: Core | Cores, latents: AnyLatents, x: Array, H: int | Array, L: int,
+            cycle: Cycle = outer_cycle) -> AnyLatents:
     """H cycles that no gradient enters or leaves.
 
     The stop on the *outputs* is what detaches the parameters in the core's closure as well: without it a
@@ -141,8 +188,8 @@ def warm_up(core: Core | Cores, latents: Latents, x: Array, H: int | Array, L: i
     return lax.stop_gradient(unroll(core, latents, x, H, L, cycle))
 
 
-def transition(core: Core | Cores, latents: Latents, x: Array, L: int, keep: Array,
-               cycle: Cycle = outer_cycle) -> Latents:
+def transition(core: Core | Cores, latents: AnyLatents, x: Array, L: int, keep: Array,
+               cycle: Cycle = outer_cycle) -> AnyLatents:
     """A cycle whose inner calls are detached and whose outer update keeps its gradient where `keep`.
 
     Args:
@@ -151,17 +198,28 @@ def transition(core: Core | Cores, latents: Latents, x: Array, L: int, keep: Arr
     """
     f_L, f_H = networks(core)
 
-    def outer(state: Array, injection: Array) -> Array:
-        return lax.cond(keep, f_H, lambda s, i: lax.stop_gradient(f_H(s, i)), state, injection)
+    def update(state: Array, injection: Array, memory: Any) -> tuple[Array, Any]:
+        return apply(f_H, state, injection, memory)
+
+    def outer(state: Array, injection: Array, memory: Any) -> tuple[Array, Any]:
+        return lax.cond(keep, update, lambda *args: lax.stop_gradient(update(*args)), state, injection, memory)
     latents, x = lax.stop_gradient((latents, x))
-    return cycle(Cores(f_L, outer), latents, x, L, detached=L)
+    return cycle(Cores(f_L, Remembering(outer)), latents, x, L, detached=L)
+
+
+def last_cycles(core: Core | Cores, latents: AnyLatents, x: Array, L: int, times: int, detached: int = 0,
+                cycle: Cycle = outer_cycle) -> AnyLatents:
+    """`times` cycles with gradient; of every one the first `detached` inner calls have none."""
+    if times == 1:
+        return cycle(core, latents, x, L, detached)
+    return lax.scan(lambda s, _: (cycle(core, s, x, L, detached), None), latents, length=times)[0]
 
 
 # Test time. Not differentiable.
 
 
-def unroll(core: Core | Cores, latents: Latents, x: Array, steps: int | Array, L: int,
-           cycle: Cycle = outer_cycle) -> Latents:
+def unroll(core: Core | Cores, latents: AnyLatents, x: Array, steps: int | Array, L: int,
+           cycle: Cycle = outer_cycle) -> AnyLatents:
     """`steps` cycles in constant memory."""
     return lax.fori_loop(0, steps, lambda _, s: cycle(core, s, x, L), latents)
 
@@ -174,25 +232,34 @@ def several(cycle: Cycle, H: int) -> Cycle:
     return lambda core, latents, x, L: unroll(core, latents, x, H, L, cycle)
 
 
-def residual(new: Latents, old: Latents) -> Array:
+def residual(new: AnyLatents, old: AnyLatents) -> Array:
     """Relative change of the latents in one cycle, |new - old| / |new| over all of them, float32 [B]."""
     def squares(tree: Any) -> Any:
         return sum(jnp.sum(jnp.square(a.astype(jnp.float32)), axis=(0, 2)) for a in jax.tree.leaves(tree))
-    change = squares(jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new, old))
-    return jnp.sqrt(change / jnp.maximum(squares(new), jnp.finfo(jnp.float32).tiny))
+    # Not of what is remembered.
+    change = squares(jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new[:2], old[:2]))
+    return jnp.sqrt(change / jnp.maximum(squares(new[:2]), jnp.finfo(jnp.float32).tiny))
+
+
+def logit_change(new: Array, old: Array) -> Array:
+    """float32 [B]: length of the change of a cell's logits [B, S, V] in one cycle, mean over cells.
+
+    Source: the choice among restarts of EqR (arXiv:2605.21488), there the mean over the last three steps.
+    """
+    return jnp.mean(jnp.linalg.norm(new - old, axis=-1), axis=-1)
 
 
 class Watched(NamedTuple):
     """An unroll that keeps an eye on its decoded answer."""
 
-    latents: Latents
+    latents: AnyLatents
     answer: Any  # decode(y), e.g. tokens [B, S]
     unchanged: Leaf  # int32 [B], cycles since the answer last changed
     done: Leaf  # int32 [B], cycles done; those after a halt are not
     residual: Leaf  # float32 [B], of the last cycle done; infinite before the first
 
 
-def watch(latents: Latents, decode: Callable[[Array], Array]) -> Watched:
+def watch(latents: AnyLatents, decode: Callable[[Array], Array]) -> Watched:
     """A `Watched` before its first cycle; nothing counts as unchanged yet."""
     answer = decode(latents.y)
     B = answer.shape[0]
@@ -202,11 +269,11 @@ def watch(latents: Latents, decode: Callable[[Array], Array]) -> Watched:
 
 def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | Array, L: int,
                    decode: Callable[[Array], Array], cycle: Cycle = outer_cycle,
-                   halts: Callable[[Array], Array] | None = None) -> Watched:
+                   halts: Callable[[AnyLatents], Array] | None = None) -> Watched:
     """`unroll` that counts, per example, for how many cycles the answer decode(y) [B, ...] has stood still.
 
     Args:
-      halts: y -> bool [B], asked after each cycle: who wants to stop stays as it is from there on, whatever the
+      halts: latents -> bool [B], asked after each cycle: who wants to stop stays as it is from there on, whatever the
         others of the batch still do (its answer counts as unchanged). When all have, nothing is computed any more.
     """
     def advance(w: Watched) -> Watched:
@@ -217,7 +284,7 @@ def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | 
 
     def advance_unless_halted(w: Watched) -> Watched:
         assert halts is not None
-        halted = (w.done > 0) & halts(w.latents.y)
+        halted = (w.done > 0) & halts(w.latents)
 
         def go_on(w: Watched) -> Watched:
             new = advance(w)
@@ -228,10 +295,10 @@ def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | 
     return lax.fori_loop(0, steps, lambda _, w: (advance if halts is None else advance_unless_halted)(w), watched)
 
 
-def trace(core: Core | Cores, latents: Latents, x: Array, steps: int, L: int,
-          decode: Callable[[Array], Any], cycle: Cycle = outer_cycle) -> tuple[Latents, Any]:
+def trace(core: Core | Cores, latents: AnyLatents, x: Array, steps: int, L: int,
+          decode: Callable[[Array], Any], cycle: Cycle = outer_cycle) -> tuple[AnyLatents, Any]:
     """Every cycle's decode(y) and residual kept: (final latents, (decoded values, residuals [steps, B]))."""
-    def advance(latents: Latents, _: None) -> tuple[Latents, Any]:
+    def advance(latents: AnyLatents, _: None) -> tuple[AnyLatents, Any]:
         new = cycle(core, latents, x, L)
         return new, (decode(new.y), residual(new, latents))
     return lax.scan(advance, latents, length=steps)

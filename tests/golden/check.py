@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.golden import relatives
 from trm_jax import recursion
 from trm_jax.config import Arch, Experiment, Loss
 from trm_jax.data.shape import Shape
@@ -35,7 +36,11 @@ FOLDER = pathlib.Path(__file__).parent
 
 
 # Part of a number's name -> its kind; the first that is found counts.
-KINDS = {"q_halt_logits": "halting logits", "q_continue_logits": "halting logits", "logits": "logits",
+KINDS = {"breadth/scores": "restarts' scores", "breadth/chosen": "chosen restarts",
+         "breadth/metrics": "chosen restarts", "preds": "answers", "breadth": "logits", "unit": "one call",
+         "residual": "residuals", "trace": "solver", "state/y": "carries", "state": "solver",
+         "iterations": "halting flags", "labels_in_use": "halting flags", "/y": "carries",
+         "q_halt_logits": "halting logits", "q_continue_logits": "halting logits", "logits": "logits",
          "grads": "gradients", "metrics": "metrics", "carry": "carries", "halted": "halting flags",
          "/steps": "halting flags", "loss": "loss", "adam_atan2": "adam_atan2", "sign_sgd": "sign_sgd"}
 
@@ -93,8 +98,10 @@ def compare(path) -> list[Difference]:
         raise GoldenError(f"{path}: holds neither a model's numbers (no `config`) nor an optimiser's")
     else:
         reference = json.loads(bytes(data["config"]).decode())["reference"]
-        if reference not in MODEL_NUMBERS:
-            raise GoldenError(f"{path}: {reference} is not here yet, only {', '.join(MODEL_NUMBERS)}")
+        if reference not in MODEL_NUMBERS | RELATIVES:
+            raise GoldenError(f"{path}: {reference} is not here yet, only {', '.join(MODEL_NUMBERS | RELATIVES)}")
+        if reference in RELATIVES:
+            return compare_relative(data, RELATIVES[reference])
         numbers = MODEL_NUMBERS[reference](data)
         weights = {k: v for k, v in data.items() if k.startswith("params/")}
     if weights is None:
@@ -105,6 +112,24 @@ def compare(path) -> list[Difference]:
     return [Difference(name, kind_of(name), difference(value, data[name]),
                        max((difference(m[name], value) for m in moved), default=0.0))
             for name, value in ours.items()]
+
+
+def compare_relative(data, numbers) -> list[Difference]:
+    """Of a file that brings its noise floors along, whole or in part. Pass@k and the like of restarts are left out."""
+    floors = json.loads(bytes(data["noise_floor"]).decode())
+    ours = numbers(data)
+    names = [name for name in data if not name.startswith(GIVEN) and (name in ours or "breadth/metrics" not in name)]
+    if missing := sorted(set(names) - set(ours)):
+        raise GoldenError(f"numbers that are not computed here: {', '.join(missing)}")
+    def found(noise):
+        return [Difference(name, kind_of(name), difference(ours[name], data[name]), noise(name)) for name in names]
+    differences = found(lambda name: floors.get(name, 0.0))
+    if all(d.ok for d in differences):
+        return differences
+    # Three runs are few to tell how far a chaotic number moves: ours are moved as well before it counts as a fault.
+    moved = [numbers(Arrays("", data | one_ulp({k: v for k, v in data.items() if k.startswith("params/")}, seed)))
+             for seed in range(NOISE_RUNS)]
+    return found(lambda name: max(floors.get(name, 0.0), *(difference(m[name], ours[name]) for m in moved)))
 
 
 def compare_votes(path) -> list[Difference]:
@@ -282,6 +307,11 @@ def deep_numbers(data):
 
 
 MODEL_NUMBERS = {"navidivan/rsm": rsm_numbers, "SamsungSAILMontreal/TinyRecursiveModels": deep_numbers}
+
+
+RELATIVES = {"locuslab/EqR": relatives.eqr_numbers, "nilskiKonjIzDunava/fprm": relatives.fprm_numbers}
+# What a file of theirs hands to a computation.
+GIVEN = ("config", "noise_floor", "params/", "batch", "init/", "reset/", "noise/", "breadth/init", "breadth/noise")
 
 
 def optimizer_numbers(data):

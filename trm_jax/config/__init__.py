@@ -30,9 +30,9 @@ from trm_jax.config.parser import (
     with_fields,
 )
 from trm_jax.config.recipes import experiment_file, from_file, load, run_name, shipped
-from trm_jax.config.rules import no_cudnn
+from trm_jax.config.rules import draws, no_cudnn
 
 __all__ = ["MAKE_FIELDS", "MAY_CHANGE", "Arch", "Checkpoint", "ConfigError", "Data", "Deepen", "Eval", "Experiment",
-           "Log", "Loss", "Make", "default", "differences", "experiment_file", "from_file", "load", "make_fields",
-           "no_cudnn", "parse", "read_fields", "read_options", "run_name", "shipped", "to_config_dict", "to_json",
-           "with_fields"]
+           "Log", "Loss", "Make", "default", "differences", "draws", "experiment_file", "from_file", "load",
+           "make_fields", "no_cudnn", "parse", "read_fields", "read_options", "run_name", "shipped", "to_config_dict",
+           "to_json", "with_fields"]

@@ -33,10 +33,25 @@ class Arch:
 
     loss: Loss = Loss()
     recursion: Literal["y_z", "single_z", "multi_z", "direct"] = "y_z"  # see recursion.py
+    # How a latent begins and moves: see models/updates.py.
+    start: Literal["fixed", "random"] = "fixed"  # two vectors for all; or drawn per puzzle, token and feature (EqR)
+    start_std: float = 1.0  # of random starts (EqR 1, FPRM 6)
+    update: Literal["replace", "damped", "solver", "gate"] = "replace"
+    update_share: float = 0.95  # damped: share of the new state (EqR)
+    update_noise: float = 0.0  # std of the noise that every call adds in training (EqR 0.01)
+    update_noise_test: float = 0.0  # the same when answering
+    solver_patience: int = 5  # solver: calls without a smaller residual until the step size shrinks (FPRM)
+    solver_decay: float = 0.9  # by this factor, in training
+    solver_decay_test: float = 0.99  # the same when answering
+    solver_min_size: float = 1e-3  # an example whose step size is smaller counts as converged
     H_cycles: int = 2  # outer cycles at the first step; grows by curriculum_milestones
     L_cycles: int = 2  # inner cycles per outer cycle at the first step; grows by curriculum_L_milestones
     H_layers: int = 0  # blocks in a second network f_H that updates the answer (HRM); 0: one network does both
     L_layers: int = 1  # blocks in the core
+    # pre_norm: h = a1 h + b1 mix(norm(h)), fed by a2 state + b2 injection; a1, a2 trained per feature (FPRM)
+    block: Literal["post_norm", "pre_norm"] = "post_norm"
+    output_norm: bool = False  # pre_norm: a norm after the last block
+    conv: Literal["none", "grid3", "causal4"] = "none"  # depthwise convolution of the state before the first block
     hidden_size: int = 512
     num_heads: int = 8  # attention only
     expansion: float = 4.0  # SwiGLU: hidden = 256 * ceil(round(expansion * width * 2/3) / 256)
@@ -61,14 +76,24 @@ class Arch:
     # where there is a unit for it, not slower elsewhere (models/bfloat16.py); activations are as forward_dtype says.
     matmul_precision: Literal["float32", "bfloat16"] = "float32"
     remat: bool = True  # the backward pass computes a core call anew instead of keeping what is inside of it
+    grad_cycles: int = 1  # gradient through so many last outer cycles (FPRM: all)
     grad_calls: int = 0  # gradient through so many last core calls of the last cycle (HRM: 2); 0: all L_cycles + 1
     supervision: Literal["terminal", "deep"] = "terminal"  # one loss per puzzle (RSM), or several with a carry
+    halt_by: Literal["head", "residual"] = "head"  # who says that a puzzle is done: q_halt, or a residual that is small
+    halt_residual: float = 0.1  # under this it is
     # Terminal supervision.
     prob_detach_prev_H: float = 0.99  # probability that the last but one outer update is detached too
     # Deep supervision.
     halt_max_steps: int = 16  # supervision steps on a puzzle at most; without a halting head, always
     halt_exploration_prob: float = 0.1  # probability of not halting before a step drawn from 2 .. halt_max_steps
+    step_loss_decay: float = 1.0  # supervision step t weighs its token loss by step_loss_decay^(t - 1) (CGAR: 0.7)
+    test_H_cycles: int = 0  # outer cycles of a supervision step when answering; 0: H_cycles
     no_ACT_continue: bool = True  # halt if q_halt > 0 (TRM). False: if q_halt > q_continue, which is trained too (HRM)
+
+    @property
+    def mixer(self) -> str:
+        """What mixes tokens, by its name in models/layers.py."""
+        return "mlp" if self.mlp_t else "attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +212,7 @@ class Eval:
     # Besides, answer each puzzle as a solver would (see inference.py): to the last of H_test, done when it has settled
     # or the rules accept it, and tried again if they do not, up to so many times in all. 0: do not.
     restarts: int = 0
-    vary: Literal["symmetry", "start", "cycle"] = "symmetry"  # what tells restarts apart
+    vary: Literal["symmetry", "start", "cycle", "draw"] = "symmetry"  # what tells restarts apart
     sigma: float = 0.3  # standard deviation of the noise (vary: start, cycle)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trm_jax import puzzles
-from trm_jax.config.fields import ConfigError, Experiment, Make, make_fields, read_options
+from trm_jax.config.fields import Arch, ConfigError, Experiment, Make, make_fields, read_options
 
 Need = Callable[[bool, str, str], None]  # (holds, field, what must hold): notes the fault where it does not
 
@@ -23,11 +23,12 @@ def impossible(e: Experiment) -> list[str]:
         if not ok:
             faults.append(f"{name} = {get(name)!r}: {rule}")
 
-    for name in ("arch.L_layers", "arch.hidden_size", "arch.num_heads", "arch.halt_max_steps",
+    for name in ("arch.L_layers", "arch.hidden_size", "arch.num_heads", "arch.halt_max_steps", "arch.grad_cycles",
                  "global_batch_size", "epochs", "eval.batch_size", "eval.settled_cycles",
                  "checkpoint.interval_steps", "checkpoint.keep_last", "log.interval_steps"):
         need(get(name) >= 1, name, "must be at least 1")
     _impossible_recursion(e, need)
+    _impossible_update(e, need)
     _impossible_supervision(e, need)
     for name in ("arch.H_layers", "arch.grad_calls", "arch.puzzle_emb_ndim", "arch.puzzle_emb_len",
                  "arch.mlp_hidden_size", "arch.mixer_hidden_size", "seed", "total_steps", "lr_warmup_steps",
@@ -66,7 +67,9 @@ def impossible(e: Experiment) -> list[str]:
     need(len(e.eval.H_test) > 0 and all(h >= 1 for h in e.eval.H_test), "eval.H_test", "needs entries of at least 1")
     need(list(e.eval.H_test) == sorted(set(e.eval.H_test)), "eval.H_test", "must ascend")
     need(all(l >= 1 for l in e.eval.L_test), "eval.L_test", "needs entries of at least 1")
-    need(e.eval.restarts < 2 or e.eval.vary == "symmetry" or e.eval.sigma > 0, "eval.sigma",
+    need(e.eval.restarts < 2 or e.eval.vary != "draw" or draws(e.arch), "eval.vary",
+         "needs a network that draws: arch.start = 'random' or arch.update_noise_test > 0")
+    need(e.eval.restarts < 2 or e.eval.vary in ("symmetry", "draw") or e.eval.sigma > 0, "eval.sigma",
          "must be positive: restarts that differ by noise need some")
     return faults
 
@@ -114,6 +117,11 @@ def _impossible_make(e: Experiment, need: Need) -> None:
         need(bool(getattr(made, name)), f"data.make.{name}", f"is needed with data.make.source = {made.source!r}")
 
 
+def draws(arch: Arch) -> bool:
+    """Does answering need random numbers for each puzzle?"""
+    return arch.start == "random" or arch.update_noise_test > 0
+
+
 def no_cudnn(head: int, forward_dtype: str) -> str:
     """Why cuDNN's attention cannot be had for heads of this size and this dtype; "" if it can."""
     if forward_dtype != "bfloat16":
@@ -147,6 +155,8 @@ def _impossible_recursion(e: Experiment, need: Need) -> None:
     transition = a.supervision == "terminal" and a.prob_detach_prev_H != 1
     need(a.H_cycles >= 1 + transition, "arch.H_cycles", f"must be at least {1 + transition}"
          + (" in training (the transition and the active cycle)" if transition else ""))
+    need(a.grad_cycles <= max(1, a.H_cycles - transition), "arch.grad_cycles",
+         f"must be at most H_cycles = {a.H_cycles}" + (", less one for the transition" if transition else ""))
     if a.recursion == "direct":
         need(a.L_cycles == 0, "arch.L_cycles", "must be 0 with arch.recursion = 'direct' (there are no inner cycles)")
     else:
@@ -162,27 +172,47 @@ def _impossible_recursion(e: Experiment, need: Need) -> None:
          f"must be at most L_cycles + 1 = {a.L_cycles + 1}, the calls of the last outer cycle; 0 stands for all")
 
 
+def _impossible_update(e: Experiment, need: Need) -> None:
+    a = e.arch
+    for name in ("start_std", "halt_residual", "solver_min_size"):
+        need(getattr(a, name) > 0, f"arch.{name}", "must be positive")
+    for name in ("update_noise", "update_noise_test"):
+        need(getattr(a, name) >= 0, f"arch.{name}", "must not be negative")
+    for name in ("update_share", "solver_decay", "solver_decay_test", "step_loss_decay"):
+        need(0 < getattr(a, name) <= 1, f"arch.{name}", "must be over 0 and at most 1")
+    need(a.solver_patience >= 1, "arch.solver_patience", "must be at least 1")
+    if a.recursion == "multi_z":
+        why = "with arch.recursion = 'multi_z': a reasoning latent is set anew from the sum of all, it does not move"
+        need(a.update == "replace", "arch.update", f"must be 'replace' {why}")
+        need(a.update_noise == a.update_noise_test == 0, "arch.update_noise", f"and update_noise_test must be 0 {why}")
+        need(a.halt_by == "head", "arch.halt_by", f"must be 'head' {why}")
+    need(not a.output_norm or a.block == "pre_norm", "arch.output_norm",
+         "needs arch.block = 'pre_norm': a post-norm block ends with a norm already")
+    need(a.halt_by == "head" or a.no_ACT_continue, "arch.no_ACT_continue",
+         "must be True with arch.halt_by = 'residual': nobody asks q_continue")
+
+
 def _impossible_supervision(e: Experiment, need: Need) -> None:
     a = e.arch
-    if a.halting_head:
-        need(a.puzzle_emb_ndim > 0, "arch.halting_head",
-             "has no position to read from: it reads the first of the prefix, set arch.puzzle_emb_ndim")
-    else:
-        need(not e.eval.stop_halted, "eval.stop_halted", "needs arch.halting_head = True")
+    halts = a.halting_head or a.halt_by == "residual"
+    need(halts or not e.eval.stop_halted, "eval.stop_halted",
+         "needs arch.halting_head = True or arch.halt_by = 'residual'")
     if a.supervision == "terminal":
+        need(a.step_loss_decay == 1, "arch.step_loss_decay", "needs arch.supervision = 'deep'")
+        need(a.test_H_cycles == 0, "arch.test_H_cycles", "needs arch.supervision = 'deep'")
         need(not a.halting_head, "arch.halting_head", "is trained by arch.supervision = 'deep' only")
         need(a.no_ACT_continue, "arch.no_ACT_continue", "needs arch.supervision = 'deep' and a halting head")
         return
     if not a.halting_head:
         need(a.no_ACT_continue, "arch.no_ACT_continue", "ACT needs arch.halting_head = True")
-        need(a.halt_exploration_prob == 0, "arch.halt_exploration_prob",
+        need(halts or a.halt_exploration_prob == 0, "arch.halt_exploration_prob",
              "must be 0 without a halting head: every puzzle takes halt_max_steps steps")
-    need(a.halt_exploration_prob == 0 or a.halt_max_steps >= 2, "arch.halt_max_steps",
-         "must be at least 2 with halt_exploration_prob > 0")
     need(a.prob_detach_prev_H == 1, "arch.prob_detach_prev_H",
          "must be 1 with arch.supervision = 'deep': all cycles but the last are detached there")
-    for name in ("curriculum_milestones", "curriculum_L_milestones"):
-        need(not getattr(e, name), name, "need arch.supervision = 'terminal': a carry is of one depth")
+    need(a.test_H_cycles >= 0, "arch.test_H_cycles", "must not be negative")
+    need(a.test_H_cycles > 0 or not sum(e.curriculum_heads_to_add), "arch.test_H_cycles",
+         "must be given where H grows with arch.supervision = 'deep': the outer cycles of a supervision step at the "
+         f"end, {a.H_cycles + sum(e.curriculum_heads_to_add)}")
     for name in ("carry_share", "tail_prob"):
         need(getattr(e.deepen, name) == 0, f"deepen.{name}",
              "needs arch.supervision = 'terminal'; deep supervision has a carry of its own")

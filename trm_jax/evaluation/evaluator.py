@@ -101,7 +101,7 @@ class Evaluator:
             np.concatenate([np.atleast_1d(part) for part in column])
             for column in zip(*(part for share in distributed.everyones(parts) for part in share)))
         return {"H_test": settings.max_cycles, "L_test": L, "settle": settings.settle, "restarts": e.restarts,
-                "vary": e.vary, "sigma": None if e.vary == "symmetry" else e.sigma, "n": n,
+                "vary": e.vary, "sigma": e.sigma if e.vary in ("start", "cycle") else None, "n": n,
                 "exact_accuracy": share(right, valid),
                 "verified": float(verified.mean()),
                 "by_restart": int((verified & (attempt > 0)).sum()),

@@ -42,7 +42,8 @@ def _solved(result: dict[str, Any]) -> list[str]:
     """What the engine made of the same puzzles."""
     if not (s := result.get("solved")):
         return []
-    by = {"symmetry": "a symmetry", "start": "noise of {:g} at the start", "cycle": "noise of {:g} in every cycle"}
+    by = {"symmetry": "a symmetry", "draw": "the network's own draws", "start": "noise of {:g} at the start",
+          "cycle": "noise of {:g} in every cycle"}
     by = f", up to {s['restarts']} tries that differ by {by[s['vary']].format(s['sigma'])}" if s["restarts"] > 1 else ""
     return [f"  as a solver: done when {result['verified_as']} or unchanged for {s['settle']}, at most H_test "
             f"{s['H_test']}{by}:",

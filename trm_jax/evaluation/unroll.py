@@ -47,7 +47,7 @@ def answers_at(bound: Bound, mesh: Mesh, inputs: Array, identifiers: Array, dept
             q_halt = bound.q_halt(watched.latents.y) if model.arch.halting_head else None
             return watched, Answers(watched.answer, watched.unchanged, watched.done, watched.residual, q_halt)
 
-        start = bound.watch(bound.initial_latents(inputs.shape[0]))
+        start = bound.watch(bound.initial_latents(inputs))
         steps = jnp.diff(depths, prepend=jnp.zeros(1, depths.dtype))
         return lax.scan(advance, start, steps)[1]
 
@@ -58,6 +58,7 @@ def answers_at(bound: Bound, mesh: Mesh, inputs: Array, identifiers: Array, dept
 
 def unit(arch: config.Arch) -> str:
     """What H_test counts, and settled_cycles with it."""
-    if arch.supervision == "terminal":
+    if arch.supervision == "terminal" or arch.halt_by == "residual":
         return "outer cycles"
-    return f"supervision steps of {arch.H_cycles} outer cycle{'s' * (arch.H_cycles > 1)} each"
+    H = arch.test_H_cycles or arch.H_cycles
+    return f"supervision steps of {H} outer cycle{'s' * (H > 1)} each"

@@ -85,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments.Parser("python -m trm_jax solve", __doc__)
     add_source(parser)
     arguments.add_tries(parser)
-    parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle"), help="tell tries apart "
-                        "by a symmetry of the puzzle, noise at the start, or noise in every cycle (%(default)s)")
+    parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle", "draw"), help="tell tries "
+                        "apart by a symmetry of the puzzle, noise at the start or in every cycle, or what the network "
+                        "draws itself (%(default)s)")
     parser.add_argument("--sigma", type=arguments.number(0), default=0.3, help="of that noise (%(default)s)")
     parser.add_argument("--choose", type=arguments.listed(arguments.one_of(*CRITERIA)), default=ORDER,
                         help="between the answers of tries none of which is verified; some of "

@@ -111,6 +111,9 @@ class _Run:
     def __init__(self, bound, inputs, settings, verify, draw_symmetry, identifiers, numbers, mesh):
         if settings.tries > 1 and settings.vary == "symmetry" and draw_symmetry is None:
             raise InferenceError("vary = 'symmetry': this puzzle has no symmetries to draw; vary start or cycle")
+        if settings.tries > 1 and settings.vary == "draw" and not bound.model.draws:
+            raise InferenceError("vary = 'draw': this network draws neither starts nor noise; vary start, cycle or "
+                                 "symmetry")
         self._bound, self._settings = bound, settings
         self._mesh = None if mesh is None or mesh.size == 1 else mesh
         self._verify, self._draw, self._inputs = verify, draw_symmetry, inputs
@@ -118,7 +121,7 @@ class _Run:
         self._identifiers = np.asarray(rows, np.int32)
         self._numbers = np.arange(len(inputs)) if numbers is None else np.asarray(numbers)
         self._queue = Queue(len(inputs), settings, bound.core_calls)
-        self._noisy = settings.vary if settings.tries > 1 and settings.vary != "symmetry" else ""
+        self._noisy = settings.vary if settings.tries > 1 and settings.vary in ("start", "cycle") else ""
         self._base = jax.random.key(settings.seed)
         self._stopped: list[Jobs] = []
         self._untold: dict[int, list[Jobs]] = collections.defaultdict(list)  # of puzzles that are not over

@@ -25,7 +25,7 @@ class Settings:
     max_calls: int = 0  # core calls for one puzzle, all its tries together
     max_seconds: float = 0.0  # for all puzzles together, compiling included
     tries: int = 1  # of each puzzle; the first is the plain one
-    vary: Literal["start", "cycle", "symmetry"] = "symmetry"  # what tells them apart
+    vary: Literal["start", "cycle", "symmetry", "draw"] = "symmetry"  # what tells them apart; draw: the network does
     sigma: float = 0.3  # standard deviation of the noise (vary: start, cycle)
     choose: tuple[str, ...] = ORDER  # see `choose`
     batch_size: int = 64
@@ -42,8 +42,9 @@ class Settings:
             need(low <= value <= high, name,  # what is not a number is not
                  ("must not be negative" if low == 0 else f"must be at least {low}") if value < low
                  else f"must be at most {high:,}")
-        need(self.vary in ("start", "cycle", "symmetry"), "vary", "must be one of start, cycle, symmetry")
-        need(self.tries == 1 or self.vary == "symmetry" or self.sigma > 0, "sigma",
+        need(self.vary in ("start", "cycle", "symmetry", "draw"), "vary",
+             "must be one of start, cycle, symmetry, draw")
+        need(self.tries == 1 or self.vary in ("symmetry", "draw") or self.sigma > 0, "sigma",
              "tries that differ by noise need some of it")
         need(len(self.choose) > 0 and set(self.choose) <= set(CRITERIA), "choose",
              f"must be some of {', '.join(CRITERIA)}, the first one first")

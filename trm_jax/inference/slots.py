@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from trm_jax import recursion
 from trm_jax.models.network import Bound
-from trm_jax.recursion import Latents, Watched
+from trm_jax.recursion import AnyLatents, Watched
 from trm_jax.runtime import distributed
 
 Array = jax.Array
@@ -39,18 +39,19 @@ class Slots(NamedTuple):
 
 def unrolled(bound: Bound, inputs: Array, identifiers: Array, cycles: Array) -> Array:
     """The answers [B, S] after `cycles` [] cycles, the same for all."""
-    latents = bound.initial_latents(inputs.shape[0])
+    latents = bound.initial_latents(inputs)
     return bound.answer(bound.unroll(latents, bound.embed(inputs, identifiers), cycles).y)
 
 
-def disturbed(latents: Latents, keys: Array, sigma: Array) -> Latents:
+def disturbed(latents: AnyLatents, keys: Array, sigma: Array) -> AnyLatents:
     """latents + sigma * N(0, 1). Each of the keys [B] draws for its own example alone; sigma is float32 [B]."""
-    leaves, tree = jax.tree.flatten(latents)
+    leaves, tree = jax.tree.flatten(latents[:2])
 
     def draw(key, i, a):
         noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), (a.shape[0], a.shape[2])), out_axes=1)
         return a + (sigma[None, :, None] * noise(key)).astype(a.dtype)
-    return jax.tree.unflatten(tree, [draw(keys, i, a) for i, a in enumerate(leaves)])
+    y, z = jax.tree.unflatten(tree, [draw(keys, i, a) for i, a in enumerate(leaves)])
+    return latents._replace(y=y, z=z)
 
 
 def advance(bound: Bound, slots: Slots, cycles: Array, enough: Array, settle: Array, tolerance: Array,
@@ -110,7 +111,7 @@ def begin(bound: Bound, inputs, identifiers, base, puzzle, attempt, limit, sigma
           mesh: Mesh | None) -> Slots:
     """Slots at the start of their jobs. puzzle, attempt: int32 [B]; noisy: "", "start" or "cycle"."""
     key = jax.vmap(lambda p, a: jax.random.fold_in(jax.random.fold_in(base, p), a))(puzzle, attempt)
-    latents = bound.initial_latents(inputs.shape[0])
+    latents = bound.initial_latents(inputs, key)
     if noisy == "start":
         latents = disturbed(latents, key, sigma)
     return _split(Slots(bound.watch(latents), bound.embed(inputs, identifiers), limit, key, sigma, limit > 0), mesh)

@@ -92,7 +92,7 @@ class Trace(NamedTuple):
 @jax.jit
 def _begin(bound: Bound, inputs: Array, identifiers: Array) -> tuple[Latents, Array, Array]:
     """inputs [1, S], identifiers [1] -> (latents, x [T, 1, D], what they say [1, S])."""
-    latents = bound.initial_latents(1)
+    latents = bound.initial_latents(inputs)
     return latents, bound.embed(inputs, identifiers), bound.answer(latents.y)
 
 

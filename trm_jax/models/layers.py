@@ -9,6 +9,8 @@ gradients of the weights.
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,8 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from trm_jax.models import attention, bfloat16
-
-TRUNCATED_STD = 0.87962566103423978  # std of a standard normal that is cut at 2 sigma
+from trm_jax.models.updates import TRUNCATED_STD
 
 
 def truncated_normal(std: float):
@@ -130,11 +131,62 @@ class Attention(nn.Module):
         return product(out.transpose(1, 0, 2, 3).reshape(T * B, D), out_kernel).reshape(T, B, D)
 
 
+class Scales(nn.Module):
+    """Learned residual scales of pre-norm blocks, float32 [D] each: (a1, b1, a2, b2).
+
+    With a1, a2 = sigmoid of trained numbers, which begin at 3/4 and 1/4, and N blocks, thus 2N residual additions:
+
+        b2 = 1 - a2 a1^(2N);  b1 = b2 (1 - a1) / (1 - a1^(2N) + 1e-5)
+
+    so that equal inputs keep their size through the whole core. Source: the published code of FPRM (arXiv:2606.18206).
+    """
+
+    width: int
+    blocks: int
+
+    @nn.compact
+    def __call__(self):
+        def trained(name, start):
+            return jax.nn.sigmoid(self.param(name, nn.initializers.constant(math.log(start / (1 - start))),
+                                             (self.width,)))
+        a1, a2 = trained("alpha_1", 0.75), trained("alpha_2", 0.25)
+        left = a1 ** (2 * self.blocks)  # of the first block's input at the end
+        b2 = 1 - a2 * left
+        return a1, b2 * (1 - a1) / (1 - left + jnp.float32(1e-5)), a2, b2
+
+
+class Conv(nn.Module):
+    """Depthwise convolution over a grid of tokens [S, B, D], without bias; as cross-correlation, as in PyTorch.
+
+    `kind` "grid3": 3 x 3 over the square grid, zeros around it. "causal4": over the flattened grid, each token from
+    itself and the three before it. Kernels are stored transposed, [columns, rows, 1, D] and [4, 1, D]; they begin as
+    PyTorch's do, uniform within 1/sqrt(taps).
+    """
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, h):
+        S, B, D = h.shape
+        taps = (3, 3) if self.kind == "grid3" else (4,)
+        bound = math.prod(taps) ** -0.5
+        kernel = self.param("kernel", lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
+                            (*taps, 1, D)).astype(h.dtype)
+        if self.kind == "causal4":
+            padded = jnp.pad(h, ((3, 0), (0, 0), (0, 0)))
+            return sum(kernel[k][None] * padded[k:k + S] for k in range(4))
+        side = math.isqrt(S)
+        padded = jnp.pad(h.reshape(side, side, B, D), ((1, 1), (1, 1), (0, 0), (0, 0)))
+        moved = sum(kernel[j, i][None, None] * padded[i:i + side, j:j + side] for i in range(3) for j in range(3))
+        return moved.reshape(S, B, D)
+
+
 class Block(nn.Module):
-    """Post-norm block: h = norm(h + mix(h)); h = norm(h + swiglu(h)).
+    """Post-norm: h = norm(h + mix(h)); h = norm(h + swiglu(h)). With `scales` (a, b), pre-norm:
+    h = a h + b mix(norm(h)); h = a h + b swiglu(norm(h)).
 
     `mixer` is "mlp" (a SwiGLU over the token axis) or "attention". RSM norms over the feature axis twice;
-    TRM's MLP-T block takes its first norm over the token axis, which is what the axes here are for.
+    TRM's MLP-T block takes its first norm over the token axis, and so does FPRM's: what the axes here are for.
     """
 
     mixer: str
@@ -149,12 +201,20 @@ class Block(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, h):
-        axes = {"token": 0, "feature": 2}
-        if self.mixer == "mlp":
-            mixed = SwiGLU(self.mixer_hidden_size, 0, self.precision, name="mixer")(h)
-        else:
-            mixed = Attention(self.num_heads, self.rope, self.attention, self.precision, name="mixer")(h)
-        h = rms_norm(h + mixed, axes[self.mixer_norm_axis], self.eps)
-        mixed = SwiGLU(self.mlp_hidden_size, 2, self.precision, name="mlp")(h)
-        return rms_norm(h + mixed, axes[self.mlp_norm_axis], self.eps)
+    def __call__(self, h, scales=None):
+        mix, mlp = MIXERS[self.mixer](self), SwiGLU(self.mlp_hidden_size, 2, self.precision, name="mlp")
+        for part, axis in ((mix, self.mixer_norm_axis), (mlp, self.mlp_norm_axis)):
+            norm = functools.partial(rms_norm, axis={"token": 0, "feature": 2}[axis], eps=self.eps)
+            if scales is None:
+                h = norm(h + part(h))
+            else:
+                a, b = (scale.astype(h.dtype)[None, None] for scale in scales)
+                h = a * h + b * part(norm(h))
+        return h
+
+
+# arch.mixer -> the module, for a block.
+MIXERS = {
+    "mlp": lambda block: SwiGLU(block.mixer_hidden_size, 0, block.precision, name="mixer"),
+    "attention": lambda block: Attention(block.num_heads, block.rope, block.attention, block.precision, name="mixer"),
+}

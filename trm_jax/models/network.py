@@ -17,8 +17,9 @@ from flax import linen as nn
 
 from trm_jax import config, recursion
 from trm_jax.data.shape import Shape
-from trm_jax.models.layers import Block, Rope, swiglu_hidden, truncated_normal
-from trm_jax.recursion import RECURSIONS, Core, Cores, Cycle, Latents, Watched, several
+from trm_jax.models import updates
+from trm_jax.models.layers import Block, Conv, Rope, Scales, rms_norm, swiglu_hidden, truncated_normal
+from trm_jax.recursion import RECURSIONS, AnyLatents, Cores, Cycle, LatentsAndMemory, Watched, several
 
 Array = jax.Array
 
@@ -37,7 +38,7 @@ class Network(nn.Module):
             self.embed_pos = self.param("embed_pos", truncated_normal(std), (T, D))
         def block():
             return Block(
-                mixer="mlp" if a.mlp_t else "attention",
+                mixer=a.mixer,
                 mixer_hidden_size=a.mixer_hidden_size or swiglu_hidden(T, a.expansion),
                 mlp_hidden_size=a.mlp_hidden_size or swiglu_hidden(D, a.expansion),
                 num_heads=a.num_heads,
@@ -50,6 +51,17 @@ class Network(nn.Module):
             )
         self.layers = [block() for _ in range(a.L_layers)]  # f_L, or the one network
         self.H_layers = [block() for _ in range(a.H_layers)]  # f_H
+        if a.block == "pre_norm":
+            self.scales = Scales(D, a.L_layers)
+            self.H_scales = Scales(D, a.H_layers) if a.H_layers else None
+        if a.conv == "grid3" and math.isqrt(self.shape.seq_len) ** 2 != self.shape.seq_len:
+            raise config.ConfigError(f"arch.conv = 'grid3': needs a square grid, not {self.shape.seq_len} cells; set "
+                                     " it to 'causal4' or 'none'")
+        if a.conv != "none":
+            self.conv = Conv(a.conv)
+            self.H_conv = Conv(a.conv) if a.H_layers else None
+        for name in gates(a):
+            setattr(self, name, Gate(D))
         if not a.tie_head:
             self.lm_head = self.param("lm_head", truncated_normal(std), (D, self.shape.vocab_size))
         if a.halting_head:
@@ -70,11 +82,25 @@ class Network(nn.Module):
 
     def core(self, state, injection):
         """blocks(state + injection), [T, B, D] -> [T, B, D]."""
-        return through(self.layers, state + injection)
+        return self._through(self.layers, state, injection, "")
 
     def H_core(self, state, injection):
         """The same with the second network's blocks."""
-        return through(self.H_layers, state + injection)
+        return self._through(self.H_layers, state, injection, "H_")
+
+    def _through(self, layers, state, injection, prefix):
+        a, scales = self.arch, None
+        if a.conv != "none":
+            P = prefix_len(a)
+            state = jnp.concatenate([state[:P], getattr(self, prefix + "conv")(state[P:])], axis=0)
+        if a.block == "pre_norm":
+            a1, b1, a2, b2 = getattr(self, prefix + "scales")()
+            a2, b2 = (scale.astype(state.dtype)[None, None] for scale in (a2, b2))
+            state, injection, scales = a2 * state, b2 * injection, (a1, b1)
+        h = state + injection
+        for layer in layers:
+            h = layer(h, scales)
+        return rms_norm(h, 2, a.rms_norm_eps) if a.output_norm else h
 
     def logits(self, y):
         """y [T, B, D] -> float32 [B, S, V]; prefix positions dropped.
@@ -94,13 +120,30 @@ class Network(nn.Module):
         y = self.core(x, x)
         if self.arch.H_layers:
             y = self.H_core(y, x)
+        for name in gates(self.arch):
+            getattr(self, name)()
         return self.logits(y), self.halting(y) if self.arch.halting_head else None
 
 
-def through(layers, h):
-    for layer in layers:
-        h = layer(h)
-    return h
+class Gate(nn.Module):
+    """What a content gate is trained in: (q [D], decay []), see updates.gate_share."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self):
+        return (self.param("q", nn.initializers.zeros, (self.width,)),
+                self.param("decay", nn.initializers.zeros, ()))
+
+
+def gates(arch: config.Arch) -> list[str]:
+    """Names of the networks' content gates among the parameters."""
+    return (["gate"] + ["H_gate"] * bool(arch.H_layers)) if arch.update == "gate" else []
+
+
+def fixed_names(arch: config.Arch) -> list[str]:
+    """Published names of the vectors that the latents start from; none where they start at random."""
+    return jax.tree.leaves(RECURSIONS[arch.recursion].starts(arch.L_cycles)) if arch.start == "fixed" else []
 
 
 def prefix_len(arch: config.Arch) -> int:
@@ -121,8 +164,8 @@ class Model:
     """A network as plain functions of plain parameters.
 
     params: trained by gradient descent. fixed: {"H_init", "L_init", ...} [D], the latents' starting points, drawn
-    once. The puzzle table [num_puzzle_identifiers, puzzle_emb_ndim] is kept apart from both: it has an
-    optimiser of its own, and a batch needs only a few of its rows. Without a prefix it is None.
+    once; {} where they start at random. The puzzle table [num_puzzle_identifiers, puzzle_emb_ndim] is kept apart from
+    both: it has an optimiser of its own, and a batch needs only a few of its rows. Without a prefix it is None.
     """
 
     arch: config.Arch
@@ -138,7 +181,7 @@ class Model:
 
     def init(self, key: Array) -> tuple[dict, dict, Array | None]:
         """(params, fixed, table), all float32."""
-        names = jax.tree.leaves(self.starts)
+        names = fixed_names(self.arch)
         k_params, *k_starts = jax.random.split(key, 1 + len(names))
         width = self.arch.puzzle_emb_ndim
         table = jnp.zeros((self.shape.num_puzzle_identifiers, width), jnp.float32) if width else None
@@ -149,7 +192,7 @@ class Model:
         return params, fixed, table
 
     @property
-    def starts(self) -> Latents:
+    def starts(self) -> AnyLatents:
         """Names in `fixed` of the vectors that the latents start from."""
         return RECURSIONS[self.arch.recursion].starts(self.arch.L_cycles)
 
@@ -165,15 +208,26 @@ class Model:
 
     @property
     def test_cycles(self) -> int:
-        """Outer cycles of a test step."""
-        return self.arch.H_cycles if self.arch.supervision == "deep" else 1
+        """Outer cycles of a test step. Where a residual halts, it is asked after every one of them."""
+        a = self.arch
+        return (a.test_H_cycles or a.H_cycles) if a.supervision == "deep" and a.halt_by == "head" else 1
 
-    def core(self, params) -> Core | Cores:
-        def network(method):
+    def core(self, params, training: bool = False, draw: updates.Draw = updates.normal):
+        """The network, or both, with the update rule: what a cycle takes as its core.
+
+        Args:
+          training: which values of the rule that training and answering have apart (noise, decay of the step size).
+          draw: where the rule's noise comes from.
+        """
+        rule = updates.Update(self.arch, training, draw)
+
+        def network(method, gate):
             def core(state, injection):
                 return self.network.apply({"params": params}, state, injection, method=method)
-            return jax.checkpoint(core) if self.arch.remat else core
-        return Cores(L=network("core"), H=network("H_core")) if self.arch.H_layers else network("core")
+            core = jax.checkpoint(core) if self.arch.remat else core
+            return rule.of(core, (params[gate]["q"], params[gate]["decay"]) if gates(self.arch) else None)
+        return (Cores(L=network("core", "gate"), H=network("H_core", "H_gate")) if self.arch.H_layers
+                else network("core", "gate"))
 
     def rows(self, table: Array | None, identifiers: Array) -> Array:
         """The puzzle table's rows of a batch, [B, puzzle_emb_ndim]; of no width without a prefix."""
@@ -196,21 +250,49 @@ class Model:
             return jnp.zeros(y.shape[1], jnp.float32)
         return self.halting(params, y)[:, 0]
 
-    def wants_to_halt(self, params, y: Array) -> Array:
-        """bool [B]: q_halt > 0 (TRM), or q_halt > q_continue where that is trained as well (HRM)."""
-        q_halt, q_continue = self.halting(params, y).T
+    def wants_to_halt(self, params, latents: AnyLatents) -> Array:
+        """bool [B]: q_halt > 0 (TRM), or q_halt > q_continue where that is trained too (HRM); or by the residual."""
+        if self.arch.halt_by == "residual":
+            return updates.has_converged(self.arch, latents)
+        q_halt, q_continue = self.halting(params, latents.y).T
         return q_halt > (0 if self.arch.no_ACT_continue else q_continue)
 
     def answer(self, params, y: Array) -> Array:
         """Decoded tokens, uint8 [B, S]."""
         return jnp.argmax(self.logits(params, y), axis=-1).astype(jnp.uint8)
 
-    def initial_latents(self, fixed, batch_size: int) -> Latents:
-        """y0, z0 broadcast to [T, B, D] in the forward dtype."""
+    def keys(self, tokens: Array) -> Array | None:
+        """What `initial_latents` takes as keys to answer puzzles [B, S]; None where nothing is drawn."""
+        return updates.keys_of(tokens) if self.draws else None
+
+    @property
+    def draws(self) -> bool:
+        """Are latents or noise drawn for each puzzle?"""
+        return self.arch.start == "random" or updates.is_noisy(self.arch)
+
+    def initial_latents(self, fixed, batch_size: int, keys: Array | None = None) -> AnyLatents:
+        """y0, z0 broadcast to [T, B, D] in the forward dtype, or drawn; and what the update rule begins with.
+
+        keys: [B], where anything is drawn (`draws`); None: by the place in the batch.
+        """
+        a, names = self.arch, jax.tree.leaves(self.starts)
+        if self.draws and keys is None:
+            keys = jax.random.split(jax.random.key(0), batch_size)
+
+        def key(i):  # of the latent i; 0 is the noise's of y, 1 that of z
+            return jax.vmap(lambda k: jax.random.fold_in(k, i))(keys) if self.draws else None
+
         def spread(name):
-            start = fixed[name].astype(self.arch.forward_dtype)
-            return jnp.broadcast_to(start, (self.T, batch_size, self.arch.hidden_size))
-        return jax.tree.map(spread, self.starts)
+            if a.start == "random":
+                return updates.random_start(a, key(2 + names.index(name)), self.T)
+            start = fixed[name].astype(a.forward_dtype)
+            return jnp.broadcast_to(start, (self.T, batch_size, a.hidden_size))
+        latents = jax.tree.map(spread, self.starts)
+        if not updates.remembers(a):
+            return latents
+        begin = functools.partial(updates.Update(a, training=False).begin, self.T, batch_size)
+        z = latents.z if isinstance(latents.z, tuple) else (latents.z,)
+        return LatentsAndMemory(*latents, (begin(key(0)), begin(key(1)) if len(z) == 1 else ()))
 
     def bind(self, weights: Weights, L: int) -> Bound:
         """This model with the weights and the number of inner cycles that it answers with."""
@@ -236,7 +318,7 @@ class Model:
     def _block_flops(self) -> int:
         a, D, T = self.arch, self.arch.hidden_size, self.T
         mlp = 6 * T * D * (a.mlp_hidden_size or swiglu_hidden(D, a.expansion))
-        if a.mlp_t:
+        if a.mixer == "mlp":
             mixer = 6 * T * D * (a.mixer_hidden_size or swiglu_hidden(T, a.expansion))
         else:
             mixer = 8 * T * D * D + 4 * T * T * D
@@ -260,7 +342,7 @@ class Bound:
     L: int = dataclasses.field(metadata={"static": True})
 
     @property
-    def core(self) -> Core | Cores:
+    def core(self):
         return self.model.core(self.weights.params)
 
     def embed(self, tokens: Array, identifiers: Array) -> Array:
@@ -271,8 +353,10 @@ class Bound:
         """As `embed`, for whoever has read the puzzle table already: rows [B, puzzle_emb_ndim]."""
         return self.model.embed(self.weights.params, tokens, rows)
 
-    def initial_latents(self, batch_size: int) -> Latents:
-        return self.model.initial_latents(self.weights.fixed, batch_size)
+    def initial_latents(self, tokens: Array, keys: Array | None = None) -> AnyLatents:
+        """Of puzzles [B, S]. What is drawn is drawn from keys [B], or from the puzzle itself."""
+        keys = self.model.keys(tokens) if keys is None else keys
+        return self.model.initial_latents(self.weights.fixed, tokens.shape[0], keys)
 
     def answer(self, y: Array) -> Array:
         """y [T, B, D] -> tokens, uint8 [B, S]."""
@@ -286,14 +370,14 @@ class Bound:
         """float32 [B], logit of "this is right"; 0 without a halting head."""
         return self.model.q_halt(self.weights.params, y)
 
-    def wants_to_halt(self, y: Array) -> Array:
-        """bool [B]; needs a halting head."""
-        return self.model.wants_to_halt(self.weights.params, y)
+    def wants_to_halt(self, latents: AnyLatents) -> Array:
+        """bool [B]; needs a halting head, or arch.halt_by = "residual"."""
+        return self.model.wants_to_halt(self.weights.params, latents)
 
-    def watch(self, latents: Latents) -> Watched:
+    def watch(self, latents: AnyLatents) -> Watched:
         return recursion.watch(latents, self.answer)
 
-    def unroll(self, latents: Latents, x: Array, cycles: Array) -> Latents:
+    def unroll(self, latents: AnyLatents, x: Array, cycles: Array) -> AnyLatents:
         """The latents after `cycles` [] cycles."""
         return recursion.unroll(self.core, latents, x, cycles, self.L, self.model.test_step)
 
@@ -302,7 +386,7 @@ class Bound:
         return recursion.unroll_watched(self.core, watched, x, cycles, self.L, self.answer, self.model.test_step,
                                         self.wants_to_halt if stop_halted else None)
 
-    def trace(self, latents: Latents, x: Array, cycles: int) -> tuple[Latents, Any]:
+    def trace(self, latents: AnyLatents, x: Array, cycles: int) -> tuple[AnyLatents, Any]:
         """(latents, ((answers [n, B, S], confidence [n, B, S]), residuals [n, B])) of every cycle."""
         return recursion.trace(self.core, latents, x, cycles, self.L, lambda y: (self.answer(y), self.confidence(y)),
                                self.model.test_step)

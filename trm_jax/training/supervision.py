@@ -26,11 +26,12 @@ from jax import lax
 
 from trm_jax import recursion
 from trm_jax.config import Experiment
-from trm_jax.models.network import Model
-from trm_jax.recursion import Latents
+from trm_jax.models.network import Model, fixed_names
+from trm_jax.recursion import AnyLatents
 from trm_jax.training import losses
 
 Array = jax.Array
+START = 1  # folded into a step's key, for the latents that are drawn in it
 
 
 class Batch(NamedTuple):
@@ -43,7 +44,7 @@ class SlotContents(NamedTuple):
     """A puzzle and the latents with which work on it goes on."""
 
     batch: Batch
-    latents: Latents
+    latents: AnyLatents
 
 
 class Sums(NamedTuple):
@@ -73,6 +74,10 @@ class SlotDraw:
         """int32 [b], from low to high, high included."""
         return self._own(jax.random.randint(key, (self.global_batch_size,), low, high + 1, jnp.int32), b)
 
+    def keys(self, key: Array, b: int) -> Array:
+        """A key for each slot, [b]."""
+        return self._own(jax.random.split(key, self.global_batch_size), b)
+
     def _own(self, draws: Array, b: int) -> Array:
         return lax.dynamic_slice(draws, (self.first,), (b,))
 
@@ -82,11 +87,21 @@ class SlotDraw:
 
 def empty_slots(model: Model, batch_size: int) -> SlotContents:
     """SlotContents of puzzles without labels."""
-    S, D = model.shape.seq_len, model.arch.hidden_size
+    S = model.shape.seq_len
     batch = Batch(jnp.zeros((batch_size, S), jnp.int32), jnp.full((batch_size, S), losses.IGNORE, jnp.int32),
                   jnp.zeros((batch_size,), jnp.int32))
-    empty = jnp.zeros((model.T, batch_size, D), model.arch.forward_dtype)
-    return SlotContents(batch, jax.tree.map(lambda _: empty, model.starts))
+    return SlotContents(batch, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), latents_like(model, batch_size)))
+
+
+def latents_like(model: Model, batch_size: int) -> AnyLatents:
+    """Shapes and dtypes of a batch's latents; the batch is on axis 1 of every array."""
+    fixed = {name: jax.ShapeDtypeStruct((model.arch.hidden_size,), jnp.float32) for name in fixed_names(model.arch)}
+    return jax.eval_shape(lambda fixed: model.initial_latents(fixed, batch_size), fixed)
+
+
+def fresh_latents(model: Model, fixed, b: int, key: Array, draw: SlotDraw) -> AnyLatents:
+    """Of slots that begin with a puzzle; `key` is the step's, whose other uses this leaves as they are."""
+    return model.initial_latents(fixed, b, draw.keys(jax.random.fold_in(key, START), b) if model.draws else None)
 
 
 def detached_calls(model: Model, L: int) -> int:
@@ -96,7 +111,7 @@ def detached_calls(model: Model, L: int) -> int:
 
 def with_gradient(model: Model, L: int) -> int:
     """Floating-point operations, on one example, of the calls that do have one."""
-    return model.calls_flops(L + 1 - detached_calls(model, L))
+    return model.arch.grad_cycles * model.calls_flops(L + 1 - detached_calls(model, L))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +135,11 @@ class Terminal:
         """Like a carry, with the axis of each of its arrays that is the batch's."""
         if not self.experiment.deepen.carry_share:
             return ()
-        return SlotContents(Batch(0, 0, 0), jax.tree.map(lambda _: 1, self.model.starts))
+        return SlotContents(Batch(0, 0, 0), jax.tree.map(lambda _: 1, latents_like(self.model, 1)))
 
     def begin(self, fixed, carry, batch: Batch, key: Array, draw: SlotDraw) -> SlotContents:
         b = batch.inputs.shape[0]
-        fresh = SlotContents(batch, self.model.initial_latents(fixed, b))
+        fresh = SlotContents(batch, fresh_latents(self.model, fixed, b, key, draw))
         if carry == ():
             return fresh
         deepen = self.experiment.deepen
@@ -148,18 +163,18 @@ class Terminal:
              key: Array) -> tuple[Array, tuple[Any, Sums]]:
         """Sum over the batch of the per-example losses, and (carry, sums)."""
         k_depth, k_coin = jax.random.split(key)
-        core, cycle = self.model.core(params), self.model.cycle
+        core, cycle = self.model.core(params, training=True), self.model.cycle
         x = self.model.embed(params, start.batch.inputs, rows)
-        H = self.depth(H, k_depth)
+        H, last = self.depth(H, k_depth), self.model.arch.grad_cycles
 
         keep_transition_prob = 1.0 - self.model.arch.prob_detach_prev_H
         if keep_transition_prob > 0:
-            latents = recursion.warm_up(core, start.latents, x, H - 2, L, cycle)
+            latents = recursion.warm_up(core, start.latents, x, H - 1 - last, L, cycle)
             keep = jax.random.bernoulli(k_coin, keep_transition_prob)
             latents = recursion.transition(core, latents, x, L, keep, cycle)
         else:
-            latents = recursion.warm_up(core, start.latents, x, H - 1, L, cycle)
-        latents = cycle(core, latents, x, L, detached_calls(self.model, L))
+            latents = recursion.warm_up(core, start.latents, x, H - last, L, cycle)
+        latents = recursion.last_cycles(core, latents, x, L, last, detached_calls(self.model, L), cycle)
 
         logits = self.model.logits(params, latents.y)
         loss = jnp.sum(losses.per_example(self.model.arch.loss.loss_type, logits, start.batch.labels))
@@ -178,7 +193,7 @@ class Held(NamedTuple):
     """What a slot of deep supervision takes along."""
 
     batch: Batch
-    latents: Latents
+    latents: AnyLatents
     steps: Array  # int32 [B], supervision steps that the puzzle has had
     halted: Array  # bool [B], done with the puzzle: the next one, please
 
@@ -187,7 +202,7 @@ class Begun(NamedTuple):
     """What a slot works on in one supervision step."""
 
     batch: Batch
-    latents: Latents
+    latents: AnyLatents
     steps: Array  # int32 [B], this one included
     may_halt: Array  # bool [B], as far as exploration is concerned
 
@@ -246,13 +261,13 @@ class DeepSupervision:
 
     def batch_axes(self) -> Held:
         """Like a carry, with the axis of each of its arrays that is the batch's."""
-        return Held(Batch(0, 0, 0), jax.tree.map(lambda _: 1, self.model.starts), 0, 0)
+        return Held(Batch(0, 0, 0), jax.tree.map(lambda _: 1, latents_like(self.model, 1)), 0, 0)
 
     def begin(self, fixed, carry: Held, batch: Batch, key: Array, draw: SlotDraw) -> Begun:
         b, new = batch.inputs.shape[0], carry.halted
         steps = jnp.where(new, 0, carry.steps) + 1
         return Begun(batch=recursion.select(new, batch, carry.batch, 0),
-                     latents=recursion.select(new, self.model.initial_latents(fixed, b), carry.latents, 1),
+                     latents=recursion.select(new, fresh_latents(self.model, fixed, b, key, draw), carry.latents, 1),
                      steps=steps, may_halt=steps >= self._earliest_halt(key, draw, b))
 
     def _earliest_halt(self, key: Array, draw: SlotDraw, b: int) -> Array:
@@ -269,22 +284,25 @@ class DeepSupervision:
         """Sum over the batch of the per-example losses, and (carry, sums)."""
         del key
         a, labels = self.model.arch, start.batch.labels
-        core, cycle = self.model.core(params), self.model.cycle
+        core, cycle = self.model.core(params, training=True), self.model.cycle
         x = self.model.embed(params, start.batch.inputs, rows)
 
-        # deep_recursion: H - 1 cycles to improve the latents without gradient, then one with.
-        latents = recursion.warm_up(core, start.latents, x, H - 1, L, cycle)
-        latents = cycle(core, latents, x, L, detached_calls(self.model, L))
+        # deep_recursion: H - 1 cycles to improve the latents without gradient, then one (grad_cycles) with.
+        latents = recursion.warm_up(core, start.latents, x, H - a.grad_cycles, L, cycle)
+        latents = recursion.last_cycles(core, latents, x, L, a.grad_cycles, detached_calls(self.model, L), cycle)
 
         logits = self.model.logits(params, latents.y)
         scores = losses.scores(jnp.argmax(logits, axis=-1), labels)
         token_loss = losses.per_example(a.loss.loss_type, logits, labels)
+        if a.step_loss_decay != 1:
+            token_loss = token_loss * jnp.float32(a.step_loss_decay) ** (start.steps - 1).astype(jnp.float32)
         last_step = start.steps >= a.halt_max_steps
         halted, halt_right = last_step, jnp.zeros_like(last_step)
         halt_loss = continue_loss = jnp.zeros_like(token_loss)
+        if a.halting_head or a.halt_by == "residual":
+            halted = last_step | (start.may_halt & self.model.wants_to_halt(params, latents))
         if a.halting_head:
             q_halt, q_continue = self.model.halting(params, latents.y).T
-            halted = last_step | (start.may_halt & self.model.wants_to_halt(params, latents.y))
             halt_right = (q_halt >= 0) == scores.exact
             halt_loss = jnp.where(scores.valid, losses.binary_cross_entropy(q_halt, scores.exact), 0)
             if not a.no_ACT_continue:
@@ -302,7 +320,8 @@ class DeepSupervision:
             steps=count(done, start.steps.astype(jnp.float32)))
         return loss, lax.stop_gradient((Held(start.batch, latents, start.steps, halted), sums))
 
-    def _continue_target(self, core, params, latents: Latents, x: Array, H: Array, L: int, last_step: Array) -> Array:
+    def _continue_target(self, core, params, latents: AnyLatents, x: Array, H: Array, L: int,
+                         last_step: Array) -> Array:
         """What going on would be worth, float32 [B]: the halting head one supervision step later."""
         later = recursion.warm_up(core, latents, x, H, L, self.model.cycle)
         q_halt, q_continue = self.model.halting(lax.stop_gradient(params), later.y).T

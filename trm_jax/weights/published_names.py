@@ -1,4 +1,4 @@
-"""Names and layouts of weights in the PyTorch code of HRM, TRM and RSM, both ways.
+"""Names and layouts of weights in the PyTorch code of HRM, TRM, RSM, EqR and FPRM, both ways.
 
 PyTorch keeps linear weights as [out, in]; ours are [in, out]."""
 
@@ -12,8 +12,7 @@ import numpy as np
 
 from trm_jax import config
 from trm_jax.data.shape import Shape
-from trm_jax.models.network import Model
-from trm_jax.recursion import RECURSIONS
+from trm_jax.models.network import Model, fixed_names
 from trm_jax.runtime.errors import UserError
 
 # Names under which the published modules keep their one core or f_L, in the order in which they are looked for. The
@@ -30,6 +29,8 @@ BLOCK_WEIGHTS = {
     ("mlp", "gate_up"): "mlp.gate_up_proj.weight",
     ("mlp", "down"): "mlp.down_proj.weight",
 }
+CORE_WEIGHTS = {("scales", "alpha_1"): "alpha_1_param", ("scales", "alpha_2"): "alpha_2_param",
+                ("conv", "kernel"): "conv.weight"}  # FPRM; a gate's names are ours, its code is not published
 EMBEDDING, HEAD, TABLE = "embed_tokens.embedding_weight", "lm_head.weight", "puzzle_emb.weights"
 WRAPPERS = ("_orig_mod.", "module.", "model.", "inner.")  # compiled and distributed modules, loss heads, ACT
 
@@ -40,7 +41,7 @@ class PretrainedError(UserError):
 
 def published_names(arch: config.Arch, core: str = "core") -> dict[tuple[str, ...], tuple[str, bool]]:
     """Path of every trained parameter -> (published name, stored transposed)."""
-    names = {("embed_tokens",): (EMBEDDING, False)}
+    names: dict[tuple[str, ...], tuple[str, bool]] = {("embed_tokens",): (EMBEDDING, False)}
     if arch.pos_encodings == "learned":
         names["embed_pos",] = ("embed_pos.embedding_weight", False)
     if not arch.tie_head:
@@ -50,6 +51,12 @@ def published_names(arch: config.Arch, core: str = "core") -> dict[tuple[str, ..
         names["q_head_bias",] = ("q_head.bias", False)
     kinds = ("gate_up", "down") if arch.mlp_t else ("qkv", "out")
     for ours, theirs, count in (("layers", core, arch.L_layers), ("H_layers", H_CORE_NAME, arch.H_layers)):
+        of_core = {"scales": ("alpha_1", "alpha_2"), "conv": ("kernel",), "gate": ("q", "decay")}
+        for part in [p for p, used in (("scales", arch.block == "pre_norm"), ("conv", arch.conv != "none"),
+                                       ("gate", arch.update == "gate")) if used and count]:
+            for kind in of_core[part]:
+                path = ("H_" * (ours == "H_layers") + part, kind)
+                names[path] = (f"{theirs}.{CORE_WEIGHTS.get((part, kind), f'{part}.{kind}')}", part == "conv")
         for i in range(count):
             for part, kind in [("mixer", k) for k in kinds] + [("mlp", "gate_up"), ("mlp", "down")]:
                 names[f"{ours}_{i}", part, kind] = (f"{theirs}.layers.{i}.{BLOCK_WEIGHTS[part, kind]}", True)
@@ -58,7 +65,7 @@ def published_names(arch: config.Arch, core: str = "core") -> dict[tuple[str, ..
 
 def core_name(arch: config.Arch) -> str:
     """Under which of CORE_NAMES the published code of this system keeps its core."""
-    if arch.recursion == "direct":
+    if arch.recursion == "direct" and arch.block == "post_norm":
         return "H_level"
     return "core" if arch.supervision == "terminal" else "L_level"
 
@@ -78,6 +85,12 @@ def deviations(arch: config.Arch) -> list[str]:
     rsm = core_name(arch) == "core"
     published = {"mlp_hidden_size": 0, "mixer_hidden_size": 0, "mlp_norm_axis": "feature", "tie_head": rsm,
                  "halting_head": not rsm}
+    if arch.block == "pre_norm":
+        published |= {"start": "random", "update": "solver", "halt_by": "residual", "recursion": "direct"}
+    elif arch.start == "random":
+        published |= {"update": "damped", "conv": "none", "halt_by": "head"}
+    else:
+        published |= {"update": "replace", "update_noise_test": 0.0, "conv": "none", "halt_by": "head"}
     if arch.mlp_t:
         published["mixer_norm_axis"] = published_norm_axis(rsm)
     else:
@@ -116,7 +129,7 @@ def from_published(weights: Mapping[str, np.ndarray], arch: config.Arch,
     weights = strip_prefixes(weights)
     core = next((c for c in CORE_NAMES if any(n.startswith(f"{c}.layers.") for n in weights)), core_name(arch))
     names = published_names(arch, core)
-    starts = jax.tree.leaves(RECURSIONS[arch.recursion].starts(arch.L_cycles))
+    starts = fixed_names(arch)
     wanted: dict[str, tuple[int, ...] | None] = dict.fromkeys((*(name for name, _ in names.values()), *starts))
     if arch.puzzle_emb_ndim:
         wanted[TABLE] = None
@@ -155,7 +168,7 @@ def state_dict(params: Mapping, fixed: Mapping, table, arch: config.Arch, core: 
     out = to_published(params, arch, core or core_name(arch))
     if arch.tie_head:
         out[HEAD] = out[EMBEDDING]
-    for name in jax.tree.leaves(RECURSIONS[arch.recursion].starts(arch.L_cycles)):
+    for name in fixed_names(arch):
         out[name] = np.asarray(fixed[name])
         narrow = out[name].astype(arch.forward_dtype)
         if np.array_equal(narrow.astype(np.float32), out[name]):
