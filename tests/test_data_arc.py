@@ -132,7 +132,8 @@ def test_it_is_trained_from(folder):
 
 
 def files(path):
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*.*") if p.name != "provenance.json"}
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*.*")
+            if p.name not in ("provenance.json", "checksums.json")}
 
 
 def test_the_seed_makes_the_folder_and_fewer_symmetries_are_the_first_of_more(folder, tmp_path):
@@ -362,3 +363,36 @@ def test_test_puzzles_are_asked_for_where_there_are_none(tmp_path):
     (tmp_path / "test_puzzles.json").write_text('{"a": {"test": 1}}')
     with pytest.raises(DatasetError, match="task a: has no list of tests"):
         build.load_test_puzzles(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["folders", "jsonl"])
+def test_tasks_one_a_file_are_the_same_tasks(tmp_path, tasks, form):
+    """As ARC-AGI-1 and 2, ConceptARC and Mini-ARC are published."""
+    for task in tasks:
+        place = tmp_path / task.subset / "group" / f"{task.name}.json"
+        if form == "folders":
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(task.as_json()))
+        else:
+            with (tmp_path / f"{task.subset}.jsonl").open("a") as file:
+                file.write(json.dumps({"task_id": task.name} | task.as_json()) + "\n")
+    found, files = build.read_subsets(tmp_path, ["training", "evaluation", "concept"], "evaluation")
+    order = {task.name: task for task in found}
+    assert order.keys() == {task.name for task in tasks} and sum(map(len, files.values())) == (
+        len(tasks) if form == "folders" else 3)
+    for task in tasks:
+        assert order[task.name].as_json() == task.as_json() and order[task.name].subset == task.subset
+
+
+def test_tasks_without_outputs_are_refused_or_told_so(tmp_path, tasks):
+    raw = tasks[0].as_json()
+    raw["test"] = [pair | {"output": None} for pair in raw["test"]]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.json").write_text(json.dumps(raw))
+    with pytest.raises(DatasetError, match="a.json: test 1 has no output; .* --no_test_solutions"):
+        build.read_subsets(tmp_path, ["mine"], "mine")
+    [task], _ = build.read_subsets(tmp_path, ["mine"], "mine", test_solved=False)
+    assert task.name == "a" and not task.solved
+    (tmp_path / "mine" / "b.json").write_text(json.dumps(raw | {"id": "a"}))
+    with pytest.raises(DatasetError, match="has task 'a' twice"):
+        build.read_subsets(tmp_path, ["mine"], "mine", test_solved=False)

@@ -72,7 +72,8 @@ def parser() -> arguments.Parser:
     grids = _add(commands, "arc", "make a folder of ARC-AGI tasks and their symmetries")
     grids.set_defaults(source="arc_json")
     grids.add_argument("--json_dir", required=True, metavar="DIR", type=arguments.text,
-                       help="folder of Kaggle's PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json")
+                       help="folder of Kaggle's PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json, or of "
+                       "a folder SUBSET with a file for every task, or SUBSET.jsonl")
     grids.add_argument("--prefix", type=arguments.text, help=f"({arc_build.PREFIX})")
     grids.add_argument("--subsets", required=True, type=arguments.listed(arguments.text), metavar="A,B",
                        help="whose tasks are learned from")

@@ -2,7 +2,9 @@
 
 DIR/PREFIX_SUBSET_challenges.json: task ID -> {"train": [{"input", "output"}, ...], "test": [{"input"}, ...]};
 DIR/PREFIX_SUBSET_solutions.json: task ID -> outputs of its test inputs, in their order. (A test subset can do without:
-its labels are then ignored everywhere and it has no score, only a submission.)
+its labels are then ignored everywhere and it has no score, only a submission.) Or, as ARC-AGI-1 and 2, ConceptARC and
+Mini-ARC are published, a folder DIR/SUBSET with a file for every task, or DIR/SUBSET.jsonl with a line for each:
+{"train": ..., "test": ...} with the outputs inside, and maybe an "id" or "task_id"; without, it is the file's name.
 
 A task and its symmetries, each a puzzle with an identifier of its own, are a group. Training examples are the
 demonstrations of every task, and the test pairs too but for tasks of the test subset, whose test pairs are the test
@@ -22,7 +24,7 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,29 +79,83 @@ def read_tasks(challenges, solutions=None, subset: str = "") -> list[Task]:
         raise DatasetError(f"{solutions}: has solutions of task {surplus[0]}, which {challenges} does not have")
     tasks = []
     for name, task in asked.items():
-        if not name or arc.SEPARATOR in name:
-            raise DatasetError(f"{challenges}: task {name!r}: an ID must have a character and no {arc.SEPARATOR}")
-        if not isinstance(task, dict):
-            raise DatasetError(f"{challenges}: task {name}: must be an object, is {type(task).__name__}")
-        train, test = (_read_list(task.get(side), f"{challenges}: task {name}: {side}") for side in ("train", "test"))
-        demonstrations = [
-            tuple(_read_side(pair, side, f"{challenges}: task {name}: train pair {i}") for side in ("input", "output"))
-            for i, pair in enumerate(train, 1)]
-        inputs = [_read_side(pair, "input", f"{challenges}: task {name}: test {i}") for i, pair in enumerate(test, 1)]
-        if solutions is None:
-            tasks.append(Task(name, subset, demonstrations, [(grid, grid) for grid in inputs], solved=False))
-            continue
-        if name not in solved:
-            raise DatasetError(f"{solutions}: task {name}: has no solution")
-        outputs = _read_list(solved[name], f"{solutions}: task {name}: solutions")
-        if len(outputs) != len(test):
-            raise DatasetError(f"{solutions}: task {name}: has {len(outputs)} solutions for {len(test)} test inputs")
-        tasks.append(Task(name, subset, demonstrations, [
-            (grid, _read_grid(output, f"{solutions}: task {name}: solution {i}"))
-            for i, (grid, output) in enumerate(zip(inputs, outputs), 1)]))
+        outputs = None
+        if solutions is not None:
+            if name not in solved:
+                raise DatasetError(f"{solutions}: task {name}: has no solution")
+            outputs = _read_list(solved[name], f"{solutions}: task {name}: solutions")
+        tasks.append(_task(name, task, subset, f"{challenges}: task {name}", outputs, f"{solutions}: task {name}"))
     if not tasks:
         raise DatasetError(f"{challenges}: has no tasks")
     return tasks
+
+
+def task_files(folder, subset: str) -> list[pathlib.Path]:
+    """The files of a subset that has one for every task, or one with a line for each; none where there are no such."""
+    place = pathlib.Path(folder) / subset
+    if place.is_dir():
+        return sorted(place.rglob("*.json"))
+    lines = place.with_name(f"{subset}.jsonl")
+    return [lines] if lines.is_file() else []
+
+
+def read_task_files(files: Sequence[pathlib.Path], subset: str, solved: bool = True) -> list[Task]:
+    """The tasks of `task_files`; DatasetError says file and reason for the first fault.
+
+    Args:
+      solved: their outputs are there; if not, they are not looked at.
+    """
+    tasks = []
+    for file in files:
+        if file.suffix == ".jsonl":
+            found = []
+            try:
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, ValueError) as error:
+                raise DatasetError(f"{file}: cannot be read ({error})") from None
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    try:
+                        found.append((f"{file}, line {number}", f"line {number}", json.loads(line)))
+                    except (ValueError, RecursionError) as error:
+                        raise DatasetError(f"{file}, line {number}: cannot be read as JSON ({error})") from None
+        else:
+            found = [(str(file), file.stem, _read_object(file))]
+        for where, name, task in found:
+            given = (task.get("id") or task.get("task_id")) if isinstance(task, dict) else None
+            name = given if isinstance(given, str) else name
+            outputs = None
+            if solved:
+                tests = _read_list(task.get("test") if isinstance(task, dict) else None, f"{where}: test")
+                outputs = [pair.get("output") if isinstance(pair, dict) else None for pair in tests]
+                if None in outputs:
+                    raise DatasetError(f"{where}: test {outputs.index(None) + 1} has no output; for a test subset "
+                                       "without them say --no_test_solutions")
+            tasks.append(_task(name, task, subset, where, outputs, where))
+    if repeated := [name for name, n in collections.Counter(task.name for task in tasks).items() if n > 1]:
+        raise DatasetError(f"{files[0].parent}: has task {repeated[0]!r} twice")
+    return tasks
+
+
+def _task(name: str, task: Any, subset: str, where: str, outputs: list | None, where_outputs: str) -> Task:
+    """One task, checked. outputs: of its test inputs, as JSON has them; None: nobody knows them."""
+    if not name or arc.SEPARATOR in name:
+        raise DatasetError(f"{where.partition(': task ')[0]}: task {name!r}: an ID must have a character and no "
+                           f"{arc.SEPARATOR}")
+    if not isinstance(task, dict):
+        raise DatasetError(f"{where}: must be an object, is {type(task).__name__}")
+    train, test = (_read_list(task.get(side), f"{where}: {side}") for side in ("train", "test"))
+    demonstrations = [
+        tuple(_read_side(pair, side, f"{where}: train pair {i}") for side in ("input", "output"))
+        for i, pair in enumerate(train, 1)]
+    inputs = [_read_side(pair, "input", f"{where}: test {i}") for i, pair in enumerate(test, 1)]
+    if outputs is None:
+        return Task(name, subset, demonstrations, [(grid, grid) for grid in inputs], solved=False)
+    if len(outputs) != len(test):
+        raise DatasetError(f"{where_outputs}: has {len(outputs)} solutions for {len(test)} test inputs")
+    return Task(name, subset, demonstrations, [
+        (grid, _read_grid(output, f"{where_outputs}: solution {i}"))
+        for i, (grid, output) in enumerate(zip(inputs, outputs), 1)])
 
 
 def _read_object(file) -> dict[str, Any]:
@@ -156,9 +212,13 @@ def read_subsets(folder, subsets: list[str], test_subset: str, prefix: str = PRE
                            "its demonstrations, or its identifiers mean nothing (its test pairs stay out of training)")
     tasks, files = {}, {}
     for subset in subsets:
-        pair = files_of(folder, subset, prefix, test_solved or subset != test_subset)
-        tasks[subset] = read_tasks(*pair, subset=subset)
-        files[subset] = [{"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in pair]
+        solved = test_solved or subset != test_subset
+        if found := task_files(folder, subset):
+            tasks[subset] = read_task_files(found, subset, solved)
+        else:
+            found = files_of(folder, subset, prefix, solved)
+            tasks[subset] = read_tasks(*found, subset=subset)
+        files[subset] = [{"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in found]
     names = {subset: {task.name: None for task in tasks[subset]} for subset in subsets}
     for subset in subsets:
         if subset != test_subset and (both := [n for n in names[test_subset] if n in names[subset]]):

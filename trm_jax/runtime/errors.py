@@ -21,6 +21,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from trm_jax.runtime.arguments import plain
+
 AGAIN, INTERRUPTED = 75, 130
 
 
@@ -53,8 +55,9 @@ def guarded(run: Callable[[], int | None], interrupted: str = "") -> int:
         return _end("\ninterrupted" + (f"; {more}" if more else ""), INTERRUPTED)
 
 
-def _end(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
+def _end(text: str, status: int) -> int:
+    """Prints lines without what a terminal would obey: names and texts in them are others'."""
+    print("\n".join(map(plain, text.split("\n"))), file=sys.stderr)
     return status
 
 
