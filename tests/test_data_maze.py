@@ -260,7 +260,7 @@ def test_fresh_paths_continue_and_are_shared_as_any_number_of_processes(split):
 
 def test_positions_say_which_labels(split):
     _, position = take(split, 1, global_batch_size=20, labels="random_path")
-    with pytest.raises(DatasetError, match="has labels = random_path, but here it is fixed"):
+    with pytest.raises(DatasetError, match="has labels = 'random_path', but here it is 'fixed'"):
         take(split, 1, first=position, global_batch_size=20)
     _, position = take(split, 2, global_batch_size=20)
     del position["labels"]  # as older runs saved it
