@@ -40,8 +40,8 @@ def imported(folder: str) -> set[str]:
     return {canonical(owners.get(top, [top])[0]) for top in tops}
 
 
-@pytest.mark.parametrize("folder, also", [("trm_jax", ("plot", "hub", "torch")), ("experiments", ()),
-                                          ("tests", ("test", "plot", "hub", "torch"))])
+@pytest.mark.parametrize("folder, also", [("trm_jax", ("plot", "torch")), ("experiments", ()),
+                                          ("tests", ("test", "plot", "torch"))])
 def test_what_is_imported_is_declared(declared, folder, also):
     known = {name for section in ("", *also) for name in declared[section]}
     known |= {"pillow"} if "matplotlib" in known else set()  # matplotlib writes its pictures with it
@@ -55,6 +55,6 @@ def test_what_is_declared_is_imported(declared):
 def test_the_oldest_versions_are_those_that_the_smoke_tests_run_on(declared):
     pinned = {canonical(line): line for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines()
               if line[0] != "#"}
-    for section in ("", "test", "plot", "hub"):
+    for section in ("", "test", "plot"):
         for name, requirement in declared[section].items():
             assert pinned[name] == requirement.replace(">=", "==")

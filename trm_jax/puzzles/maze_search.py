@@ -14,8 +14,9 @@ Shapes: S cells, B mazes, M = (rows + 2) * (cols + 2); at the doors tokens are 0
 
 import math
 
-import numba
 import numpy as np
+
+from trm_jax.puzzles.compiled import jit
 
 WALL, FREE, START, GOAL, PATH = 1, 2, 3, 4, 5
 
@@ -23,10 +24,8 @@ _GAMMA, _MIX1, _MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5
 _S11, _S27, _S30, _S31, _S32 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 _LARGE, _LARGE_LOG2, _ULP = 2.0**400, 400.0, 2.0**-53
 
-_jit = numba.njit(cache=True, nogil=True)
 
-
-@_jit
+@jit
 def _next(stream):
     """Next 64 bits of a SplitMix64 stream ([1] uint64)."""
     stream[0] += _GAMMA
@@ -36,13 +35,13 @@ def _next(stream):
     return z ^ (z >> _S31)
 
 
-@_jit
+@jit
 def _below(stream, k):
     """0 .. k-1, by a product instead of a division: most of the time of a generator goes here and into floods."""
     return np.int64(((_next(stream) >> _S32) * np.uint64(k)) >> _S32)
 
 
-@_jit
+@jit
 def _load(tokens, cols, is_open):
     """tokens [S] -> is_open [M], whose border is never touched; (start, goal), or (-1, -1) unless there is one each."""
     start, goal, starts, goals = -1, -1, 0, 0
@@ -66,7 +65,7 @@ def _load(tokens, cols, is_open):
     return start, goal
 
 
-@_jit
+@jit
 def _flood(is_open, source, target, ways, queue, dist, count):
     """dist [M] from source (-1: not reached), count [M] of shortest paths; (cells reached, divisions by _LARGE).
 
@@ -101,7 +100,7 @@ def _flood(is_open, source, target, ways, queue, dist, count):
     return tail, divisions
 
 
-@_jit
+@jit
 def _walk(start, goal, ways, dist, count, at_random, stream, path):
     """A shortest path from start, after a flood from goal: its inner cells go to path [M]; how many.
 
@@ -137,7 +136,7 @@ def _walk(start, goal, ways, dist, count, at_random, stream, path):
     return length
 
 
-@_jit
+@jit
 def _draw(path, length, cols, label):
     """Path tokens at the cells path[:length] into label [S]."""
     w = cols + 2
@@ -145,7 +144,7 @@ def _draw(path, length, cols, label):
         label[(path[j] // w - 1) * cols + path[j] % w - 1] = PATH
 
 
-@_jit
+@jit
 def paths_range(inputs, cols, ways, at_random, seeds, labels, steps, log2_paths):
     """Of inputs [B, S]: labels [B, S] with a shortest path drawn in, steps [B] from S to G, log2 of their number [B].
 
@@ -170,7 +169,7 @@ def paths_range(inputs, cols, ways, at_random, seeds, labels, steps, log2_paths)
         steps[b], log2_paths[b] = length + 1, math.log2(count[start]) + divisions * _LARGE_LOG2
 
 
-@_jit
+@jit
 def verify_range(inputs, answers, cols, ways, kept, path, shortest):
     """What Maze.verify says, of inputs and answers [B, S] uint8."""
     size, w = (inputs.shape[1] // cols + 2) * (cols + 2), cols + 2
@@ -211,7 +210,7 @@ def verify_range(inputs, answers, cols, ways, kept, path, shortest):
             shortest[b] = dist[start] == marks + 1
 
 
-@_jit
+@jit
 def generate_range(first, base, cols, ways, walls, min_length, single, tries, failed, inputs, labels, steps,
                    log2_paths):
     """Mazes number first, first + 1, ... into inputs, labels [B, S], steps [B], log2_paths [B].

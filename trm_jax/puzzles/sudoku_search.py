@@ -14,18 +14,17 @@ All kernels live in this one file because numba's cache notices changes of a ker
 Shapes: S cells, P peers of a cell, n the side; cells hold tokens (0 pad, 1 blank, digit d -> d + 1) at the doors.
 """
 
-import numba
 import numpy as np
+
+from trm_jax.puzzles.compiled import jit
 
 _GAMMA, _MIX1, _MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S33 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(33)
 _GRID_GUESSES = 500  # a random grid that needs more is started afresh (16x16 now and then)
 _GRID_STARTS = 200
 
-_jit = numba.njit(cache=True, nogil=True)
 
-
-@_jit
+@jit
 def _below(stream, k):
     """Next number of a SplitMix64 stream ([1] uint64), reduced to 0..k-1."""
     stream[0] += _GAMMA
@@ -35,7 +34,7 @@ def _below(stream, k):
     return np.int64((z ^ (z >> _S31)) >> _S33) % k
 
 
-@_jit
+@jit
 def _propagate(cand, queue, tail, peers, units, full):
     """Naked and hidden singles to the fixed point, in place; queue[:tail] are the cells newly down to one candidate.
 
@@ -79,7 +78,7 @@ def _propagate(cand, queue, tail, peers, units, full):
             return True
 
 
-@_jit
+@jit
 def _load(cand, queue, tokens, skip, peers, units, full):
     """Candidates of the clues in tokens [S], propagated; cell `skip` (-1: none) may not hold its token.
 
@@ -98,7 +97,7 @@ def _load(cand, queue, tokens, skip, peers, units, full):
     return _propagate(cand, queue, tail, peers, units, full)
 
 
-@_jit
+@jit
 def _search(stack, branch, queue, limit, budget, shuffle, stream, peers, units, full, answer):
     """Depth-first search below the propagated candidates stack[0]: (solutions found, at most limit; nodes branched on).
 
@@ -166,7 +165,7 @@ def _search(stack, branch, queue, limit, budget, shuffle, stream, peers, units, 
                 break
 
 
-@_jit
+@jit
 def solve_range(puzzles, limit, budget, peers, units, counts, answers, nodes):
     """Fills counts [B] (solutions, at most limit; -1 gave up), answers [B, S] (first solution), nodes [B]."""
     size, full = puzzles.shape[1], (1 << units.shape[1]) - 1
@@ -180,7 +179,7 @@ def solve_range(puzzles, limit, budget, peers, units, counts, answers, nodes):
                 stack, branch, queue, limit, budget, no, stream, peers, units, full, answers[b])
 
 
-@_jit
+@jit
 def generate_range(first, base, clues, budget, peers, units, inputs, labels, nodes, good):
     """Candidate puzzles number first, first + 1, ... into inputs, labels [B, S], nodes [B], good [B].
 

@@ -103,11 +103,19 @@ def _require_coordinator(address: str, process: int, seconds: float) -> None:
 
 
 def enable_compilation_cache(folder: str | os.PathLike[str]) -> None:
-    """Keeps every compiled program in `folder`, small ones too, so that a restart does not compile again; "" does not.
+    """Keeps every compiled program in `folder`, small ones too, so that a restart does not compile again.
+
+    "", or a folder that cannot be written, keeps none.
     """
-    if not folder:
-        return
     folder = os.path.expanduser(folder)
+    if not folder or folder.startswith("~"):  # a user without a home
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return
     jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
