@@ -3,11 +3,13 @@
     python -m trm_jax bench step --config=experiments/rsm_sudoku.py:quick --against=arch.remat=False
     python -m trm_jax bench step --config=experiments/trm_att_maze.py --set global_batch_size=4 --against=...
     python -m trm_jax bench step --config=experiments/trm_att_arc1.py:quick --rows 1000 --rows 960961
+    python -m trm_jax bench step --config=experiments/rsm_sudoku.py:quick --profile=profile
 
 The variants take turns within one process, so that what else the machine does hits them alike; the ratio of their
 medians is the figure. Inputs are random tokens of the dataset's shape, or of the published one's. With --rows the
 variants differ in the rows of the puzzle table instead. Memory: what a step takes beside its arguments ("temporary"),
-and what of its arguments it updates in place.
+and what of its arguments it updates in place. With --profile the step is traced: where its time goes, by groups of
+operations, beside what this machine could do (xla_profile.py). The folder gets the trace for XProf, JSON and a picture.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +31,7 @@ from trm_jax import config
 from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
 from trm_jax.data.published import expected
+from trm_jax.reports import xla_profile
 from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import guarded
 from trm_jax.runtime.text import human, table
@@ -132,6 +136,20 @@ def show(result: dict[str, Any]) -> str:
         f"most memory that this process has held so far: {human(result['peak_memory_bytes'], 'B')}"])
 
 
+def profile(base: config.Experiment, folder: Path, repeats: int) -> dict[str, Any]:
+    """Of the config's step; kept in the folder."""
+    c = contender(base, "", repeats)
+    result = c.result() | {"batch": base.global_batch_size, "device": distributed.device_description()}
+    result |= xla_profile.profile(c.step, c.run, folder, result["model_flops"], max(2, repeats))
+    xla_profile.keep(result, folder)
+    return result
+
+
+def show_profile(result: dict[str, Any]) -> str:
+    return (f"one training step, batch {result['batch']}, H {result['H']}, L {result['L']}, {result['device']}, "
+            f"compiled in {result['compile_seconds']:.1f} s\n{xla_profile.show(result)}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments.Parser("python -m trm_jax bench step", __doc__)
     parser.add_argument("--config", required=True, type=arguments.text,
@@ -143,12 +161,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="the config with a puzzle table of N rows; repeatable, instead of --against")
     parser.add_argument("--repeats", type=arguments.integer(0, 100_000), default=7, help="timed steps of each; the "
                         "median counts. 0: none, what compiling tells of the memory is enough (%(default)s)")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="trace the config's step into this folder, and say "
+                        "where its time goes")
     arguments.add_format(parser, "text", "json")
     args = parser.parse_args(argv)
     if args.rows and args.against:
         parser.error("--rows goes without --against")
+    if args.profile and (args.rows or args.against):
+        parser.error("--profile goes without --rows and --against")
 
     def run() -> None:
+        if args.profile:
+            result = profile(config.load(args.config, args.set), args.profile, args.repeats)
+            return print(json.dumps(result, indent=2) if args.format == "json" else show_profile(result))
         result = compare(config.load(args.config, args.set), args.against, args.repeats, args.rows)
         print(json.dumps(result, indent=2) if args.format == "json" else show(result))
     return guarded(run)
