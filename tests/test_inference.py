@@ -185,7 +185,7 @@ def table(*rows):
     stop = [STOPS.index(s) for s in stop]
     since = 10 - np.array(attempt)  # later tries settle sooner
     return Jobs(np.array(puzzle), np.array(attempt), np.array(answer, np.uint8)[:, None], np.array(verified),
-                np.array(stop), since + 4, since, np.array(residual), np.array(q, float))
+                np.array(stop), since + 4, since, np.array(residual), np.array(q, float), -np.array(q, float))
 
 
 @pytest.mark.parametrize("by, chosen", [

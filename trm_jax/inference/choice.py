@@ -9,7 +9,7 @@ import numpy as np
 
 BUDGET, SETTLED, CONVERGED, VERIFIED, CANCELLED = range(5)
 STOPS = ("budget", "settled", "converged", "verified", "cancelled")  # why a job stopped, by Jobs.stop
-CRITERIA = ("verified", "residual", "halting", "vote", "settled")
+CRITERIA = ("verified", "residual", "halting", "vote", "settled", "logits")
 ORDER = CRITERIA[:4]
 
 
@@ -25,6 +25,7 @@ class Jobs(NamedTuple):
     since: np.ndarray  # int [J], the cycle that brought this answer
     residual: np.ndarray  # float [J], of the last cycle
     q_halt: np.ndarray  # float [J], logit; 0 without a halting head
+    logit_change: np.ndarray  # float [J], of the last cycles; 0 where `choose` does not ask for it
 
     def take(self, rows) -> Jobs:
         return Jobs(*(array[rows] for array in self))
@@ -33,7 +34,7 @@ class Jobs(NamedTuple):
     def not_begun(cls, n: int, S: int) -> Jobs:
         """n puzzles of S cells before anybody worked on them."""
         return cls(np.arange(n), np.zeros(n, int), np.zeros((n, S), np.uint8), np.zeros(n, bool), np.full(n, BUDGET),
-                   np.zeros(n, int), np.zeros(n, int), np.full(n, np.inf, np.float32), np.zeros(n, np.float32))
+                   np.zeros(n, int), np.zeros(n, int), np.full(n, np.inf, np.float32), *np.zeros((2, n), np.float32))
 
     @classmethod
     def joined(cls, parts: Sequence[Jobs], S: int) -> Jobs:
@@ -46,8 +47,9 @@ def choose(jobs: Jobs, n: int, by: tuple[str, ...] = ORDER) -> np.ndarray:
 
     Criteria in their order, each where those before do not tell: verified; the smaller power of ten of the residual
     (its digits are noise, and would leave nothing to those that follow); the higher halting logit; the answer that most
-    jobs of the puzzle came to; the one that has stood since an earlier cycle. Then the first try. A cancelled job
-    is taken only if there is no other.
+    jobs of the puzzle came to; the one that has stood since an earlier cycle; "logits": the smallest change of the
+    logits over the last cycles, as EqR (arXiv:2605.21488) chooses ("halting" alone is PTRM's choice). Then the first
+    try. A cancelled job is taken only if there is no other.
     """
     keys = [jobs.attempt]
     for name in reversed(by):
@@ -56,6 +58,8 @@ def choose(jobs: Jobs, n: int, by: tuple[str, ...] = ORDER) -> np.ndarray:
         elif name == "residual":
             with np.errstate(divide="ignore"):
                 keys.append(np.floor(np.log10(jobs.residual.astype(np.float64))))
+        elif name == "logits":
+            keys.append(jobs.logit_change)
         elif name == "halting":
             keys.append(-jobs.q_halt)
         elif name == "settled":

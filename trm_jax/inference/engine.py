@@ -35,7 +35,7 @@ from jax.sharding import Mesh
 from trm_jax.inference.choice import BUDGET, CANCELLED, CONVERGED, SETTLED, VERIFIED, Jobs, choose
 from trm_jax.inference.queue import Queue
 from trm_jax.inference.settings import InferenceError, Settings
-from trm_jax.inference.slots import Seen, Slots, advanced, begin, gather, refill
+from trm_jax.inference.slots import LOGIT_WINDOW, Seen, Slots, advanced, begin, gather, refill
 from trm_jax.models.network import Bound
 from trm_jax.puzzles import Domain, Symmetry
 
@@ -183,7 +183,8 @@ class _Run:
         sigma = np.where(attempt > 0, s.sigma, 0).astype(np.float32)
         made = begin(self._bound, w.asked, self._identifiers[puzzle], self._base,
                      self._numbers[puzzle].astype(np.int32),
-                     attempt.astype(np.int32), w.limit, sigma, self._noisy, self._mesh)
+                     attempt.astype(np.int32), w.limit, sigma, self._noisy,
+                     self._mesh, LOGIT_WINDOW if "logits" in self._settings.choose else 0)
         return (made if on_device is None else refill(on_device, made, fresh)), True
 
     def _seen_by(self, puzzle: int, attempt: int) -> tuple[np.ndarray, Symmetry | None]:
@@ -235,7 +236,7 @@ class _Run:
         tokens = np.stack([seen.answer[b] if w.undo[b] is None else w.undo[b].apply(seen.answer[b][None])[0]
                            for b in rows])
         stopped = Jobs(w.puzzle[rows], w.attempt[rows], tokens, verified[rows], stop[rows], seen.done[rows],
-                       since[rows], seen.residual[rows], seen.q_halt[rows])
+                       since[rows], seen.residual[rows], seen.q_halt[rows], seen.logit_change[rows])
         self._stopped.append(stopped)
         for b in rows:
             self._queue.give_back(int(w.puzzle[b]), int(w.limit[b] - seen.done[b]))

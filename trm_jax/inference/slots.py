@@ -24,6 +24,7 @@ from trm_jax.recursion import AnyLatents, Watched
 from trm_jax.runtime import distributed
 
 Array = jax.Array
+LOGIT_WINDOW = 3  # cycles over which the choice by the change of the logits looks back (EqR)
 
 
 class Slots(NamedTuple):
@@ -35,6 +36,7 @@ class Slots(NamedTuple):
     key: Array  # keys [B]
     sigma: Array  # float32 [B], of the noise before each cycle
     running: Array  # bool [B]
+    changes: Array  # float32 [B, LOGIT_WINDOW], of the logits in the last cycles, see recursion.logit_change; or [B, 0]
 
 
 def unrolled(bound: Bound, inputs: Array, identifiers: Array, cycles: Array) -> Array:
@@ -75,6 +77,10 @@ def advance(bound: Bound, slots: Slots, cycles: Array, enough: Array, settle: Ar
         new = bound.unroll_watched(start, s.x, 1)
         new = Watched(recursion.select(s.running, new.latents, s.watched.latents, 1),
                       *(recursion.select(s.running, a, b, 0) for a, b in zip(new[1:], s.watched[1:])))
+        if s.changes.shape[1]:
+            change = recursion.logit_change(*(bound.logits(w.latents.y) for w in (new, s.watched)))
+            changes = jnp.concatenate([s.changes[:, 1:], change[:, None]], axis=1)
+            s = s._replace(changes=recursion.select(s.running, changes, s.changes, 0))
         stops = (new.done >= s.limit) | (settle > 0) & (new.unchanged >= settle) | (new.residual <= tolerance)
         return done + 1, s._replace(watched=new, running=s.running & ~stops)
     return lax.while_loop(go_on, step, (jnp.int32(0), slots))[1]
@@ -89,9 +95,10 @@ class Seen(NamedTuple):
     residual: Any  # float32 [B]
     q_halt: Any  # float32 [B]; 0 without a halting head
     running: Any  # bool [B]
+    logit_change: Any  # float32 [B], mean of the last cycles; infinite where there were too few, 0 where not asked for
 
 
-AXES = Slots(Watched(1, 0, 0, 0, 0), 1, 0, 0, 0, 0)  # the batch axis of each array; of the latents, of all of them
+AXES = Slots(Watched(1, 0, 0, 0, 0), 1, 0, 0, 0, 0, 0)  # the batch axis of each array; of the latents, of all of them
 
 
 def _each(function: Callable[..., Any], *slots: Slots) -> Slots:
@@ -106,15 +113,18 @@ def _split(slots: Slots, mesh: Mesh | None) -> Slots:
     return _each(lambda axis, a: lax.with_sharding_constraint(a, distributed.batch_sharding(mesh, axis)), slots)
 
 
-@functools.partial(jax.jit, static_argnames=("noisy", "mesh"))
+@functools.partial(jax.jit, static_argnames=("noisy", "window", "mesh"))
 def begin(bound: Bound, inputs, identifiers, base, puzzle, attempt, limit, sigma, noisy: str,
-          mesh: Mesh | None) -> Slots:
-    """Slots at the start of their jobs. puzzle, attempt: int32 [B]; noisy: "", "start" or "cycle"."""
+          mesh: Mesh | None, window: int = 0) -> Slots:
+    """Slots at the start of their jobs. puzzle, attempt: int32 [B]; noisy: "", "start" or "cycle"; window: cycles
+    over which the change of the logits is kept, 0: it is not."""
     key = jax.vmap(lambda p, a: jax.random.fold_in(jax.random.fold_in(base, p), a))(puzzle, attempt)
     latents = bound.initial_latents(inputs, key)
     if noisy == "start":
         latents = disturbed(latents, key, sigma)
-    return _split(Slots(bound.watch(latents), bound.embed(inputs, identifiers), limit, key, sigma, limit > 0), mesh)
+    changes = jnp.full((inputs.shape[0], window), jnp.inf, jnp.float32)
+    return _split(Slots(bound.watch(latents), bound.embed(inputs, identifiers), limit, key, sigma, limit > 0, changes),
+                  mesh)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -132,4 +142,5 @@ def gather(slots: Slots, rows: Array, mesh: Mesh | None) -> Slots:
 def advanced(bound: Bound, slots: Slots, alive, cycles, enough, settle, tolerance, noisy: bool) -> tuple[Slots, Seen]:
     slots = advance(bound, slots._replace(running=slots.running & alive), cycles, enough, settle, tolerance, noisy)
     w = slots.watched
-    return slots, Seen(w.answer, w.unchanged, w.done, w.residual, bound.q_halt(w.latents.y), slots.running)
+    return slots, Seen(w.answer, w.unchanged, w.done, w.residual, bound.q_halt(w.latents.y), slots.running,
+                       jnp.mean(slots.changes, axis=1) if slots.changes.shape[1] else jnp.zeros_like(w.residual))

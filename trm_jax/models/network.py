@@ -362,6 +362,10 @@ class Bound:
         """y [T, B, D] -> tokens, uint8 [B, S]."""
         return self.model.answer(self.weights.params, y)
 
+    def logits(self, y: Array) -> Array:
+        """y [T, B, D] -> float32 [B, S, V]."""
+        return self.model.logits(self.weights.params, y)
+
     def confidence(self, y: Array) -> Array:
         """float32 [B, S]: the probability of each token of `answer`."""
         return jax.nn.softmax(self.model.logits(self.weights.params, y), axis=-1).max(-1)

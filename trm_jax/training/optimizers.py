@@ -50,9 +50,15 @@ def rescale_moments(inner: optax.GradientTransformation,
     return optax.GradientTransformation(inner.init, update)
 
 
+def decays(params):
+    """Like the parameters: does each of them decay?"""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("alpha_1", "alpha_2"), params)
+
+
 def make(experiment: Experiment, curriculum: Curriculum) -> optax.GradientTransformation:
     """The network's optimiser: clip, Adam in either form, decoupled decay of every parameter, learning rate.
 
+    Learned residual scales (alpha_1, alpha_2 of pre-norm blocks) do not decay, as in FPRM's published code.
     Clipping divides by the norm where PyTorch divides by the norm + 1e-6.
     """
     e = experiment
@@ -65,7 +71,7 @@ def make(experiment: Experiment, curriculum: Curriculum) -> optax.GradientTransf
     return optax.chain(
         optax.clip_by_global_norm(e.grad_clip_norm) if e.grad_clip_norm else optax.identity(),
         adam,
-        optax.add_decayed_weights(e.weight_decay),
+        optax.add_decayed_weights(e.weight_decay, decays if e.arch.block == "pre_norm" else None),
         optax.scale_by_learning_rate(lambda count: e.lr * curriculum.learning_rate_factor(count + 1)),
     )
 
