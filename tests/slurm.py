@@ -81,7 +81,7 @@ class Slurm:
         fields = self.run("scontrol", "--oneliner", "show", "job", job).stdout.split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
-    def wait(self, job: str, *states: str, seconds: float = 90) -> str:
+    def wait(self, job: str, *states: str, seconds: float = 240) -> str:
         """Waits until a job is in one of these states; a requeued one does not wait for the clock to start again."""
         end = time.monotonic() + seconds
         while (state := self.jobs().get(job)) not in states:

@@ -73,7 +73,7 @@ def logs(folder) -> str:
     return "\n".join(f"-- {log}\n{log.read_text()}" for log in sorted(folder.rglob("slurm-*.log")))
 
 
-def until_step(workdir, step: int, seconds: float = 60) -> None:
+def until_step(workdir, step: int, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not (workdir / "metrics.jsonl").exists() or len((workdir / "metrics.jsonl").read_text().splitlines()) < step:
         assert time.monotonic() < end, logs(workdir)
@@ -108,6 +108,17 @@ def test_a_killed_process_ends_all_and_the_run_continues_to_the_same_bits(slurm,
     assert slurm.job(job)["Restarts"] == "1"
     said = logs(tmp_path)
     assert "exit code 137, step 50" in said and "start 2: from step 50" in said and "continues from step 50" in said
+    tiny.assert_identical(tiny.final_state(e, tmp_path), tiny.final_state(e, uninterrupted / "seed-0"))
+
+
+def test_a_preempted_run_saves_and_continues_to_the_same_bits(slurm, submit, config, e, uninterrupted, tmp_path):
+    job = submit(config, tmp_path)
+    until_step(tmp_path, 60)
+    slurm.run("scancel", "--signal=TERM", job)
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", logs(tmp_path)
+    assert slurm.job(job)["Restarts"] == "1"
+    [step] = re.findall(r"exit code 75, step (\d+)\n", logs(tmp_path))
+    assert int(step) >= 60 and f"continues from step {step};" in logs(tmp_path)
     tiny.assert_identical(tiny.final_state(e, tmp_path), tiny.final_state(e, uninterrupted / "seed-0"))
 
 
