@@ -137,6 +137,11 @@ if [ "$mode" = --dry-run ]; then
   printf '%s\n' "$script"
   exit
 fi
+if [ -z "$container" ]; then  # what the program would refuse is better known before the job waits in a queue
+  for config in "${config_list[@]}"; do
+    "$python" launch/check.py "$config" $((NODES * (gpus > 0 ? gpus : 1))) "$@" >&2
+  done
+fi
 case " ${others[*]-} " in
   *" --cpus-per-task="*|*" --exclusive "*) ;;
   *) echo "note: Slurm gives each process one CPU unless --cpus-per-task=N or --exclusive is given" >&2 ;;
@@ -161,5 +166,5 @@ submitted job $job: $count run(s) of $NODES process(es)
   what process 0 says      tail -F $(quoted "${workdirs[0]}")/slurm-*.0.log
   save and run again       scancel --signal=TERM $job
   cancel                   scancel $job
-  when it is done          $(quoted "$python") -m trm_jax.report $(quoted "${workdirs[@]}")
+  when it is done          $(quoted "$python") -m trm_jax report $(quoted "${workdirs[@]}")
 TEXT

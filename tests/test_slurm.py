@@ -123,10 +123,10 @@ def test_a_preempted_run_saves_and_continues_to_the_same_bits(slurm, submit, con
 
 
 def test_a_users_fault_is_not_run_again(slurm, submit, config, tmp_path):
-    job = submit(config, tmp_path, "--config.global_batch_size=15")
+    job = submit(config, tmp_path, "--config.data.path=/none", "--make_data=False")
     assert slurm.wait(job, "COMPLETED", "FAILED") == "FAILED"
     assert slurm.job(job)["Restarts"] == "0" and slurm.job(job)["ExitCode"] == "2:0"
-    assert "error: global_batch_size=15 must be a multiple of the number of devices, 2" in logs(tmp_path)
+    assert "error: there is no dataset folder /none" in logs(tmp_path)
 
 
 def test_a_cancelled_job_stays_cancelled(slurm, submit, config, tmp_path):
@@ -139,9 +139,11 @@ def test_a_cancelled_job_stays_cancelled(slurm, submit, config, tmp_path):
 
 def test_what_slurm_refuses(slurm, submit, config, tmp_path):
     for option, why in (("--partition=none", "nvalid partition name specified; partitions: debug"),
-                        ("--nodes=3", "ode"), ("--gpus-per-node=8", "eneric resource")):
+                        ("--nodes=4", "ode"), ("--gpus-per-node=8", "eneric resource")):
         done = submit("--test-only", option, config, tmp_path / "run", check=False)
         assert done.returncode == 2 and re.search(f"^error: Slurm refuses the job: .*{why}.*$", done.stderr, re.M), done
         assert not (tmp_path / "run").exists()
+    done = submit("--test-only", config, tmp_path / "run", "--config.global_batch_size=15", check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: global_batch_size=15 must be a multiple of the num")
     done = submit("--test-only", config, tmp_path / "run", check=False)
     assert done.returncode == 0 and "to start at" in done.stdout, done

@@ -90,12 +90,14 @@ def _run(experiment: config.Experiment, mode: str, workdir: str, is_default: boo
     logging.set_verbosity(logging.WARNING)  # at absl's default jax logs its housekeeping
     distributed.initialize()
     distributed.enable_compilation_cache(cache)
-    if distributed.is_primary():
-        if is_default:
-            say(f"run folder: {workdir} (--workdir says another)")
-        if again is not None:
-            making.ensure(experiment.data, again)
-    distributed.barrier("dataset")
+
+    def prepare() -> None:
+        if distributed.is_primary():
+            if is_default:
+                say(f"run folder: {workdir} (--workdir says another)")
+            if again is not None:
+                making.ensure(experiment.data, again)
+    distributed.agreed(prepare)
     if weights:
         evaluate_file(experiment, workdir, weights)
     else:
