@@ -204,7 +204,7 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, capsys):
         weights_file.save(tmp_path / name, export(folder, arch=arch), "float32")
     for argv, message in (
             (["--workdir", str(tmp_path / "none")], "none"),
-            (["--weights", str(tmp_path / "none")], f"there is no file {tmp_path / 'none'}"),
+            (["--weights", str(tmp_path / "none")], f"called {tmp_path / 'none'}"),
             (["--weights", str(tmp_path / "multi_z"), "--L=1,2"], "--L=1,2: with arch.recursion = 'multi_z' there are "
              "always 2 inner cycles; leave it out"),
             (["--weights", str(tmp_path / "direct"), "--L=1"], "always 0 inner cycles; leave it out"),

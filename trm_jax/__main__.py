@@ -48,7 +48,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
     if name in ("-h", "--help", "help", ""):
-        print(__doc__.strip(), file=sys.stdout if name else sys.stderr)
+        print((__doc__ or "").strip(), file=sys.stdout if name else sys.stderr)
         return 0 if name else 2
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -252,7 +252,7 @@ def logit_change(new: Array, old: Array) -> Array:
 class Watched(NamedTuple):
     """An unroll that keeps an eye on its decoded answer."""
 
-    latents: AnyLatents
+    latents: Any  # AnyLatents
     answer: Any  # decode(y), e.g. tokens [B, S]
     unchanged: Leaf  # int32 [B], cycles since the answer last changed
     done: Leaf  # int32 [B], cycles done; those after a halt are not

@@ -103,7 +103,8 @@ def flips(subject: Subject, tries: int, seed: int, say: Callable[[str], None] = 
           ) -> collections.Counter[str]:
     """How many of `tries` faults were refused with a message for the user, changed nothing that is read, changed it
     silently, or ended in another exception. Half of the faults fall on files by their size, half on each alike."""
-    rng, counts = random.Random(seed), collections.Counter(dict.fromkeys(OUTCOMES, 0))
+    counts: collections.Counter[str] = collections.Counter(dict.fromkeys(OUTCOMES, 0))
+    rng = random.Random(seed)
     files = sorted(p for p in subject.folder.rglob("*") if p.is_file() and p.stat().st_size)
     sizes, sound = [p.stat().st_size for p in files], content(subject.read())
     for turn in range(tries):

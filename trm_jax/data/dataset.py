@@ -296,7 +296,8 @@ def _read_metadata(file: pathlib.Path) -> Metadata:
     raw = _read_json(file)
     if not isinstance(raw, dict):
         raise DatasetError(f"{file}: must hold an object, holds {type(raw).__name__}")
-    values = {"total_puzzles": -1} | {f.name: raw[f.name] for f in dataclasses.fields(Metadata) if f.name in raw}
+    values: dict[str, Any] = {"total_puzzles": -1}
+    values |= {f.name: raw[f.name] for f in dataclasses.fields(Metadata) if f.name in raw}
     for field in dataclasses.fields(Metadata):
         name = field.name
         if name not in values or name not in raw and name != "total_puzzles":
@@ -311,7 +312,8 @@ def _read_metadata(file: pathlib.Path) -> Metadata:
         elif not (name == "ignore_label_id" and value is None):
             if isinstance(value, bool) or not isinstance(value, int) or value < (-1 if name == "total_puzzles" else 0):
                 raise DatasetError(f"{file}: {name} = {value!r}, must be an integer of at least 0")
-    return Metadata(**values | {"sets": tuple(values["sets"])})
+    values["sets"] = tuple(values["sets"])
+    return Metadata(**values)
 
 
 # Writing.

@@ -18,6 +18,7 @@ from trm_jax import config, puzzles
 from trm_jax.config import Data
 from trm_jax.data import arc_build, dataset, sources
 from trm_jax.data.dataset import DatasetError
+from trm_jax.puzzles import maze
 
 HUB = {"sudoku": "sapientinc/sudoku-extreme", "maze": "sapientinc/maze-30x30-hard-1k"}  # the official files
 
@@ -95,6 +96,7 @@ def _generator(data: Data, domain: puzzles.Domain) -> dict[str, Any]:
         return {"clues": m.clues or None}
     if data.puzzle != "maze":
         return puzzles.with_options(data.puzzle, config.read_options(m.options))[1]
+    assert isinstance(domain, maze.Maze)
     return {"min_length": domain.default_min_length() if m.min_length < 0 else m.min_length,
             "single_path": m.single_path}
 
@@ -178,6 +180,7 @@ def summary(path: str | os.PathLike[str], splits: dict[str, dataset.Split]) -> s
     last = "clues" if splits["train"].log2_paths is None else "log2 paths"
     lines = [f"{path}", f"{'split':6} {'source':32} {'puzzles':>9} {'examples':>10} {'mean rating':>11} {last:>10}"]
     for name, split in splits.items():
+        assert split.sources is not None and split.ratings is not None  # of puzzles that are not ARC's
         one_of_group = split.puzzle_indices[split.group_indices[:-1]]
         for code, source in [(None, "all"), *enumerate(split.source_names)]:
             chosen = slice(None) if code is None else split.sources == code
@@ -186,5 +189,5 @@ def summary(path: str | os.PathLike[str], splits: dict[str, dataset.Split]) -> s
                 continue
             known = (split.inputs[first] > 1).sum(axis=1) if split.log2_paths is None else split.log2_paths[first]
             lines.append(f"{name:6} {source[:32]:32} {len(first):9,} {len(split.ratings[chosen]):10,} "
-                         f"{split.ratings[first].mean():11.1f} {known.mean():10.1f}")
+                         f"{split.ratings[first].mean():11.1f} {np.mean(known):10.1f}")
     return "\n".join(lines)

@@ -70,7 +70,7 @@ class ArcSolver(Solver, puzzle="arc"):
 
     @classmethod
     def from_export(cls, export: weights_file.Export) -> ArcSolver:
-        return cls(export.bound, export.domain, export.identifiers)
+        return cls(export.bound, export.domain, export.identifiers or ())
 
     @property
     def tasks(self) -> list[str]:
@@ -90,8 +90,8 @@ class ArcSolver(Solver, puzzle="arc"):
             raise SolveError("tasks must be a list of tasks; put the one in brackets")
         if settings.get("tries", 1) != 1:
             raise SolveError(f"tries = {settings['tries']}: a task of ARC is tried once under each symmetry")
-        settings = Settings(max_cycles=max_cycles, settle=settle, **settings)
-        answers: list[ArcAnswer | None] = [None] * len(puzzles)
+        asked_for = Settings(max_cycles=max_cycles, settle=settle, **settings)
+        answers: list[Any] = [None] * len(puzzles)
         inputs, rows, read = [], [], {}
         for i, task in enumerate(puzzles):
             try:
@@ -108,13 +108,14 @@ class ArcSolver(Solver, puzzle="arc"):
                     rows.append(row)
         if read:
             inputs, rows = np.stack(inputs), np.array(rows, np.int32)
-            found = engine.solve(self._bound, inputs, settings, identifiers=rows, report=report, mesh=self._mesh)
+            found = engine.solve(self._bound, inputs, asked_for, identifiers=rows, report=report, mesh=self._mesh)
             for i, (name, tests, of, first) in read.items():
                 part = slice(first, first + of * len(tests))
                 answers[i] = self._answer_task(name, tests, of, inputs[part], rows[part], found.answers.take(part),
                                                found.begun[part])
-        for i, answer in enumerate(answers if each is not None else ()):
-            each(i, answer)
+        if each is not None:
+            for i, answer in enumerate(answers):
+                each(i, answer)
         return answers
 
     def _answer_task(self, name: str, tests: list, of: int, inputs, rows, answers: Jobs, begun) -> ArcAnswer:

@@ -26,7 +26,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -165,7 +165,7 @@ class _Run:
         devices = self._mesh.size if self._mesh else 1
         return devices * bucket(-(-n // devices))
 
-    def _fill(self, on_device: Slots | None) -> tuple[Slots, bool]:
+    def _fill(self, on_device: Any) -> tuple[Any, bool]:
         """Gives free slots their next jobs; whether there were any."""
         w, s = self._slots, self._settings
         fresh = np.zeros(len(w.alive), bool)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from trm_jax import recursion
 from trm_jax.models.network import Bound
-from trm_jax.recursion import AnyLatents, Watched
+from trm_jax.recursion import AnyLatents, Leaf, Watched
 from trm_jax.runtime import distributed
 
 Array = jax.Array
@@ -31,12 +31,12 @@ class Slots(NamedTuple):
     """B jobs at work."""
 
     watched: Watched
-    x: Array  # [T, B, D] embedded puzzles
-    limit: Array  # int32 [B], cycles at most
-    key: Array  # keys [B]
-    sigma: Array  # float32 [B], of the noise before each cycle
-    running: Array  # bool [B]
-    changes: Array  # float32 [B, LOGIT_WINDOW], of the logits in the last cycles, see recursion.logit_change; or [B, 0]
+    x: Leaf  # [T, B, D] embedded puzzles
+    limit: Leaf  # int32 [B], cycles at most
+    key: Leaf  # keys [B]
+    sigma: Leaf  # float32 [B], of the noise before each cycle
+    running: Leaf  # bool [B]
+    changes: Leaf  # float32 [B, LOGIT_WINDOW], of the logits in the last cycles, see recursion.logit_change; or [B, 0]
 
 
 def unrolled(bound: Bound, inputs: Array, identifiers: Array, cycles: Array) -> Array:

@@ -181,8 +181,8 @@ class Solver:
         _refuse_fork(Solver._process)
         if isinstance(puzzles, str):
             raise SolveError("puzzles must be a list of puzzles; put the one in brackets")
-        settings = Settings(max_cycles=max_cycles, settle=settle, **settings)
-        answers: list[Answer | None] = [None] * len(puzzles)
+        asked_for = Settings(max_cycles=max_cycles, settle=settle, **settings)
+        answers: list[Any] = [None] * len(puzzles)
 
         def tell(i: int, answer: Answer) -> None:
             answers[i] = answer
@@ -198,7 +198,7 @@ class Solver:
         if inputs:
             inputs = np.stack(inputs)
             found = engine.solve(
-                self._bound, inputs, settings, verify=self.verify if verify else None,
+                self._bound, inputs, asked_for, verify=self.verify if verify else None,
                 draw_symmetry=self.domain.draw_symmetry if self.domain.has_symmetries else None, report=report,
                 mesh=self._mesh, numbers=np.asarray(range(len(puzzles)) if numbers is None else numbers)[readable],
                 finished=lambda i, jobs: tell(readable[i], self._answer(puzzles[readable[i]], inputs[i], jobs)))
@@ -273,6 +273,7 @@ class Solver:
 
     def picture(self, puzzle: Any, answer: Answer, color: bool) -> str:
         """The answer for a terminal."""
+        assert answer.tokens is not None, answer.reason
         return self.domain.render(answer.tokens, given=self.read(puzzle), color=color)
 
     def row(self, puzzle: Any) -> int:

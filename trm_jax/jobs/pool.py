@@ -37,7 +37,9 @@ def pool(experiment: config.Experiment, workdir: str | os.PathLike[str],
         weights, _ = run.weights(mesh, step)
         evaluations.append(evaluator(weights, step, run.L(step), note))
         note(tables.table(evaluations[-1]))
+        assert evaluator.votes is not None  # the puzzle identifies tasks
         votes = Votes.pool([votes, evaluator.votes]) if votes else evaluator.votes
+    assert votes is not None  # there are steps
     last = evaluations[-1]["figures"][-1]
     pooled = {"H_test": last["H_test"], "L_test": last["L_test"], **votes.score()}
     result = {"pooled": pooled, "steps": steps, "submission": "submission.json", "evaluations": evaluations}

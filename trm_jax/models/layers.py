@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class SwiGLU(nn.Module):
     precision: str  # arch.matmul_precision
 
     @nn.compact
-    def __call__(self, h):
+    def __call__(self, h: Any) -> Any:
         width, m = h.shape[self.axis], self.hidden_size
         gate_up = self.param("gate_up", truncated_normal(width ** -0.5), (width, 2 * m))
         down = self.param("down", truncated_normal(m ** -0.5), (m, width))

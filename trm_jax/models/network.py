@@ -19,7 +19,7 @@ from trm_jax import config, recursion
 from trm_jax.data.shape import Shape
 from trm_jax.models import updates
 from trm_jax.models.layers import Block, Conv, Rope, Scales, rms_norm, swiglu_hidden, truncated_normal
-from trm_jax.recursion import RECURSIONS, AnyLatents, Cores, Cycle, LatentsAndMemory, Watched, several
+from trm_jax.recursion import RECURSIONS, AnyLatents, Core, Cores, Cycle, LatentsAndMemory, Leaf, Watched, several
 
 Array = jax.Array
 
@@ -156,7 +156,7 @@ class Weights(NamedTuple):
 
     params: Any
     fixed: Any
-    table: Array | None
+    table: Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Model:
     def T(self) -> int:
         return self.shape.seq_len + prefix_len(self.arch)
 
-    def init(self, key: Array) -> tuple[dict, dict, Array | None]:
+    def init(self, key: Array) -> tuple[Any, dict[str, Array], Array | None]:
         """(params, fixed, table), all float32."""
         names = fixed_names(self.arch)
         k_params, *k_starts = jax.random.split(key, 1 + len(names))
@@ -221,10 +221,10 @@ class Model:
         """
         rule = updates.Update(self.arch, training, draw)
 
-        def network(method, gate):
-            def core(state, injection):
-                return self.network.apply({"params": params}, state, injection, method=method)
-            core = jax.checkpoint(core) if self.arch.remat else core
+        def network(method: str, gate: str) -> Core:
+            def apply(state: Array, injection: Array) -> Array:
+                return self._apply(method, params, state, injection)
+            core = jax.checkpoint(apply) if self.arch.remat else apply
             return rule.of(core, (params[gate]["q"], params[gate]["decay"]) if gates(self.arch) else None)
         return (Cores(L=network("core", "gate"), H=network("H_core", "H_gate")) if self.arch.H_layers
                 else network("core", "gate"))
@@ -235,14 +235,17 @@ class Model:
             return jnp.zeros((identifiers.shape[0], 0), jnp.float32)
         return jnp.take(table, identifiers, axis=0)
 
+    def _apply(self, method: str, params, *inputs: Array) -> Any:
+        return self.network.apply({"params": params}, *inputs, method=method)
+
     def embed(self, params, tokens: Array, rows: Array) -> Array:
-        return self.network.apply({"params": params}, tokens, rows, method="embed")
+        return self._apply("embed", params, tokens, rows)
 
     def logits(self, params, y: Array) -> Array:
-        return self.network.apply({"params": params}, y, method="logits")
+        return self._apply("logits", params, y)
 
     def halting(self, params, y: Array) -> Array:
-        return self.network.apply({"params": params}, y, method="halting")
+        return self._apply("halting", params, y)
 
     def q_halt(self, params, y: Array) -> Array:
         """float32 [B], logit of "this is right"; 0 without a halting head."""

@@ -323,10 +323,10 @@ class Arc(Domain):
     clues_called = "given"
     no_symmetries = ("has its symmetries in the dataset folder, as puzzles with identifiers of their own; python -m "
                      "trm_jax.data arc --num_aug says how many")
-    seq_len = SIDE * SIDE
-    vocab_size = VOCAB
-    grid = (SIDE, SIDE)
-    symbols = {"0123456789"[c]: FIRST_COLOUR + c for c in range(COLOURS)}
+    seq_len = SIDE * SIDE  # pyright: ignore[reportAssignmentType]
+    vocab_size = VOCAB  # pyright: ignore[reportAssignmentType]
+    grid = (SIDE, SIDE)  # pyright: ignore[reportAssignmentType]
+    symbols = {"0123456789"[c]: FIRST_COLOUR + c for c in range(COLOURS)}  # pyright: ignore[reportAssignmentType]
     drawn_as = {PAD: "empty", END: "end"} | {FIRST_COLOUR + c: colour for c, colour in enumerate(PALETTE)}
 
     @property

@@ -16,7 +16,7 @@ import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -286,7 +286,8 @@ def domain_class(name: str) -> type[Domain]:
 
 def names() -> list[str]:
     """Every domain that can be had."""
-    for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__, f"{__package__}."):
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
         importlib.import_module(module.name)
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     return sorted({*_registered, *(point.name for point in points)})
@@ -324,4 +325,4 @@ def with_options(name: str, options: Mapping[str, Any]) -> tuple[Domain, dict[st
 
 def puzzle_of(domain: Domain) -> dict[str, Any]:
     """What `get` makes the same domain from; JSON can hold it."""
-    return {"name": domain.name, **dataclasses.asdict(domain)}
+    return {"name": domain.name, **dataclasses.asdict(cast(Any, domain))}

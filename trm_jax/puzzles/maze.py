@@ -63,7 +63,7 @@ class Maze(Domain):
     rows: int = 30
     cols: int = 30
     name = "maze"
-    vocab_size = 6
+    vocab_size = 6  # pyright: ignore[reportAssignmentType]
     verified_as = "shortest path"
     usual = (1000, 1000)
     broken = {"kept": "changes more of the question than free cells into path",
@@ -212,7 +212,7 @@ class Maze(Domain):
         shape = inputs.shape[:-1]
         flat = [np.array(a.reshape(-1, self.seq_len), order="C") for a in (inputs, answers)]
         found = np.empty((3, len(flat[0])), bool)
-        maze_search.verify_range(*flat, self.cols, self._ways, *found)
+        maze_search.verify_range(flat[0], flat[1], self.cols, self._ways, found[0], found[1], found[2])
         return MazeVerdict(*(rule.reshape(shape) for rule in found))
 
     def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str:

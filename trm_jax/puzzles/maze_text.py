@@ -32,7 +32,7 @@ def rows_of(text: str, columns: int) -> list[str]:
     for single in (_doubled, _separated):
         rows = [single(line) for line in lines]
         if len(lines) > 1 and all(row is not None and len(row) == columns for row in rows):
-            return rows
+            return [row for row in rows if row is not None]
     return lines
 
 

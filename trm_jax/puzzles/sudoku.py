@@ -303,7 +303,7 @@ class Sudoku(Domain):
         together = [np.unique(self._units[(self._units == s).any(axis=1)]) for s in range(self.seq_len)]
         return np.stack([cells[cells != s] for s, cells in enumerate(together)]).astype(np.int32)
 
-    def _symbol(self, token: int, alphabet: str = _DIGITS) -> str:
+    def _symbol(self, token: Any, alphabet: str = _DIGITS) -> str:
         return "." if token == 1 else alphabet[token - 2] if 2 <= token < self.vocab_size else "?"
 
     def _grids(self, tokens: np.ndarray, ndim: int | None = None) -> np.ndarray:

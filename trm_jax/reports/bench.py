@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if job.startswith("--") and job != "--help":  # as it was before there were jobs
         job, rest = "step", [job, *rest]
     if job in ("-h", "--help"):
-        print(__doc__.strip())
+        print((__doc__ or "").strip())
         return 0
     if job not in JOBS:
         print(f"error: bench {job[:60]!r}? There are {', '.join(JOBS)}; see python -m trm_jax bench --help",

@@ -64,8 +64,9 @@ class Contestant:
             "device": distributed.device_description(), "versions": distributed.versions()})
 
     def solve(self, settings: Settings, verify: bool = True, limit: int | None = None) -> engine.Results:
-        e, rules = self.export, engine.rules(self.export.domain)
-        return engine.solve(e.bound, self.inputs[:limit], settings, **rules | ({} if verify else {"verify": None}))
+        e = self.export
+        rules: dict[str, Any] = engine.rules(e.domain) | ({} if verify else {"verify": None})
+        return engine.solve(e.bound, self.inputs[:limit], settings, **rules)
 
     def right(self, tokens: np.ndarray, puzzles: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Answers [k, S] to these puzzles -> bool [k]. Of puzzles with several right answers, what the rules accept."""

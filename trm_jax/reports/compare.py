@@ -204,7 +204,8 @@ def alone(function, *args):
 def _end_with_parent() -> None:
     """Nobody else may be training in this folder when the comparison is started again."""
     def watch():
-        multiprocessing.parent_process().join()
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,9 +25,10 @@ from trm_jax.runtime.errors import UserError, guarded
 INK, FAINT, GRID, WRONG = "#1a1a1a", "#6b6b6b", "#e4e4e4", "#c8202f"
 COLOURS = ("#0b6cb8", "#d1630f", "#2a8a4a", "#8a3fa0", "#b8272d", "#5b6470", "#b8901a")
 MARKERS = "os^Dv"  # lines that lie upon each other can be told apart by these
-STYLE = {"font.size": 11, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
-         "xtick.color": FAINT, "ytick.color": FAINT, "axes.spines.top": False, "axes.spines.right": False,
-         "savefig.facecolor": "white", "figure.facecolor": "white"}
+STYLE: Any = {
+    "font.size": 11, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
+    "xtick.color": FAINT, "ytick.color": FAINT, "axes.spines.top": False, "axes.spines.right": False,
+    "savefig.facecolor": "white", "figure.facecolor": "white"}
 PER_ROW = 4  # grids of a strip
 MOST_GRIDS = 8
 MOST_FRAMES = 60  # of an animation, besides the puzzle
@@ -59,7 +60,7 @@ def accuracy(results: Sequence[report.Result], labels: Sequence[str], from_perce
                 axes.plot(depths, shares("verified"), ":", color=colour, linewidth=1.8)
             axes.plot(depths, shares(report.EXACT), "-" + MARKERS[i % len(MARKERS)], color=colour, linewidth=1.8,
                       markersize=6, markerfacecolor="white", markeredgewidth=1.6, label=label)
-        for name in sorted({result.verified_as for result in results} - {None}):
+        for name in sorted({result.verified_as for result in results if result.verified_as}):
             axes.plot([], [], ":", color=FAINT, linewidth=1.8, label=name)
         axes.plot([], [], "--", color=FAINT, linewidth=1.3, label="settled")
         ticks = sorted({H for result in results for H in result.figures})
@@ -155,8 +156,9 @@ def animation(domain: puzzles.Domain, trace: solver.Trace, title: str) -> bytes:
             grid.set_title(verdict, fontsize=10, loc="right", x=0.99, pad=3,
                            color=COLOURS[2] if verdict == "verified" else WRONG)
             now.set_xdata([cycle, cycle])
-            figure.canvas.draw()
-            frames.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+            canvas: Any = figure.canvas
+            canvas.draw()
+            frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
             previous = tokens
     plt.close(figure)
     return _gif(frames)
@@ -234,9 +236,10 @@ def used(drawn: Drawing, frames: np.ndarray) -> tuple[int, int]:
     """
     if "end" not in drawn.shapes:
         return drawn.rows, drawn.columns
-    filled = np.array([shape != "empty" for shape in drawn.shapes])[frames]
+    filled: Any = np.array([shape != "empty" for shape in drawn.shapes])[frames]
     filled = filled.reshape(-1, drawn.rows, drawn.columns).any(axis=0)
-    return tuple(int(np.flatnonzero(filled.any(axis=axis)).max(initial=0)) + 1 for axis in (1, 0))
+    rows, columns = (np.flatnonzero(some).max(initial=0) + 1 for some in (filled.any(axis=1), filled.any(axis=0)))
+    return int(rows), int(columns)
 
 
 def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours, shown, scale=1.0) -> None:
@@ -286,7 +289,7 @@ def _rectangle(column: int, row: int, colour: str, margin: float = 0.0):
     return Rectangle((column + margin, row + margin), side, side, facecolor=colour, linewidth=0, zorder=1)
 
 
-def pyplot():
+def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:

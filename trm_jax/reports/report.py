@@ -102,11 +102,12 @@ def faults(result: Result, min_exact: float | None = None, at: int | None = None
     same run had reached at a shallower depth from between[0] on (so that gaining with depth is no drop).
     """
     found = []
-    if min_exact is not None and result.exact(at) * 100 < min_exact - _SLACK:
+    if min_exact is not None and at is not None and result.exact(at) * 100 < min_exact - _SLACK:
         found.append(f"{percent(result.exact(at))} at H {at}, under {min_exact:g}")
-    if max_drop is not None:
+    if max_drop is not None and between is not None:
         first, last = between
-        result.exact(first), result.exact(last)  # both must have been measured
+        for H in between:
+            result.exact(H)  # raises where it was not measured
         best, worst = (0.0, first), (0.0, first, first)  # (share, depth); (drop, from depth, to depth)
         for H in (H for H in result.figures if first <= H <= last):
             best = max(best, (result.exact(H), H), key=lambda pair: pair[0])

@@ -103,8 +103,8 @@ def subject(export: weights_file.Export, dataset: str, settings: Sweep) -> tuple
 
 
 def engine_settings(s: Sweep, **more) -> Settings:
-    return Settings(**({"max_cycles": s.H[-1], "tries": max(s.restarts)} | more), settle=s.settle,
-                              vary=s.vary, sigma=s.sigma, batch_size=s.batch_size, seed=s.seed)
+    known: dict[str, Any] = {"max_cycles": s.H[-1], "tries": max(s.restarts), "vary": s.vary} | more
+    return Settings(**known, settle=s.settle, sigma=s.sigma, batch_size=s.batch_size, seed=s.seed)
 
 
 def measure(subject: Measured, settings: Sweep, note: Callable[[str], None] = say) -> dict[str, Any]:
@@ -155,10 +155,11 @@ class PuzzleSet:
         self.digest = hashlib.sha256(self._inputs.tobytes() + self._labels.tobytes()).hexdigest()
 
     def _solve(self, verify, **more) -> engine.Results:
+        rules: dict[str, Any] = engine.rules(self._s.data.domain) | {"verify": verify}
         return engine.solve(self._bound, self._inputs, engine_settings(self._settings, **more),
-                            identifiers=self._identifiers, **engine.rules(self._s.data.domain) | {"verify": verify})
+                            identifiers=self._identifiers, **rules)
 
-    def _marks(self, tokens: np.ndarray, puzzle=slice(None)) -> Marks:
+    def _marks(self, tokens: np.ndarray, puzzle: Any = slice(None)) -> Marks:
         return mark(self._s.data.domain, self._inputs[puzzle], self._labels[puzzle], tokens)
 
     def _point(self, marks: Marks, right: np.ndarray | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ class Growth:
     steps: tuple[int, ...]
     amounts: tuple[int, ...]
 
-    def at(self, step):
+    def at(self, step: Any) -> Any:
         """int for an int, traced int32 for a traced step."""
         if isinstance(step, int):
             return sum(a for s, a in zip(self.steps, self.amounts) if step >= s)
@@ -58,7 +59,7 @@ class Curriculum:
         changes = {s for g in (self.H_growth, self.L_growth) for s, a in zip(g.steps, g.amounts) if a}
         return tuple(sorted(s for s in changes if s > 1))
 
-    def H(self, step):
+    def H(self, step: Any) -> Any:
         """Outer cycles at `step`; traced if the step is, so that growing costs no compile."""
         return self.experiment.arch.H_cycles + self.H_growth.at(step)
 
@@ -72,7 +73,7 @@ class Curriculum:
         ends = [s - 1 for s in starts[1:]] + [self.total_steps]
         return [(a, b, self.H(a), self.L(a)) for a, b in zip(starts, ends) if b >= a]
 
-    def learning_rate_factor(self, step: Array) -> Array:
+    def learning_rate_factor(self, step: Any) -> Array:
         """Warm-up from 0, cosine to lr_min_ratio, and the ramp from 0 after each growth. float32 []."""
         e = self.experiment
         step = jnp.asarray(step, jnp.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +28,10 @@ def scale_by_adam_atan2(b1: float, b2: float) -> optax.GradientTransformation:
         zeros = optax.tree.zeros_like(params)
         return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=zeros)
 
-    def update(grads, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
         count = state.count + 1
         c1 = 1 - b1 ** count.astype(jnp.float32)
         c2 = 1 - b2 ** count.astype(jnp.float32)
@@ -43,10 +44,10 @@ def scale_by_adam_atan2(b1: float, b2: float) -> optax.GradientTransformation:
 def rescale_moments(inner: optax.GradientTransformation,
                     factor: Callable[[Array], Array]) -> optax.GradientTransformation:
     """Multiplies an Adam's moments by factor(step) before its update; step counts from 1."""
-    def update(grads, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         by = factor(state.count + 1)
         state = state._replace(mu=jax.tree.map(lambda m: m * by, state.mu), nu=jax.tree.map(lambda v: v * by, state.nu))
-        return inner.update(grads, state, params)
+        return inner.update(updates, state, params)
     return optax.GradientTransformation(inner.init, update)
 
 

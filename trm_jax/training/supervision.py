@@ -27,7 +27,7 @@ from jax import lax
 from trm_jax import recursion
 from trm_jax.config import Experiment
 from trm_jax.models.network import Model, fixed_names
-from trm_jax.recursion import AnyLatents
+from trm_jax.recursion import AnyLatents, Leaf
 from trm_jax.training import losses
 
 Array = jax.Array
@@ -35,9 +35,9 @@ START = 1  # folded into a step's key, for the latents that are drawn in it
 
 
 class Batch(NamedTuple):
-    inputs: Array  # int32 [B, S]
-    labels: Array  # int32 [B, S], losses.IGNORE where unlabelled
-    puzzle_identifiers: Array  # int32 [B]
+    inputs: Leaf  # int32 [B, S]
+    labels: Leaf  # int32 [B, S], losses.IGNORE where unlabelled
+    puzzle_identifiers: Leaf  # int32 [B]
 
 
 class SlotContents(NamedTuple):
@@ -50,12 +50,12 @@ class SlotContents(NamedTuple):
 class Sums(NamedTuple):
     """Over a batch. float32 [], so that they can be added up over devices and steps; then `means`."""
 
-    count: Array  # examples with a label
-    loss: Array
-    cell_accuracy: Array
-    exact_accuracy: Array
+    count: Leaf  # examples with a label
+    loss: Leaf
+    cell_accuracy: Leaf
+    exact_accuracy: Leaf
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> dict[str, Any]:
         return {name: value / max(self.count, 1.0) for name, value in self._asdict().items() if name != "count"}
 
 
@@ -194,8 +194,8 @@ class Held(NamedTuple):
 
     batch: Batch
     latents: AnyLatents
-    steps: Array  # int32 [B], supervision steps that the puzzle has had
-    halted: Array  # bool [B], done with the puzzle: the next one, please
+    steps: Leaf  # int32 [B], supervision steps that the puzzle has had
+    halted: Leaf  # bool [B], done with the puzzle: the slot takes a new one at the next step
 
 
 class Begun(NamedTuple):
@@ -210,18 +210,18 @@ class Begun(NamedTuple):
 class DeepSums(NamedTuple):
     """Over a batch, as `Sums`. Losses are of every step; accuracies of a puzzle's last step, when its slot halts."""
 
-    count: Array  # examples with a label
-    loss: Array
-    token_loss: Array
-    halt_loss: Array  # binary cross-entropies, before they are halved
-    continue_loss: Array
-    halted: Array  # examples with a label whose slots have halted
-    cell_accuracy: Array
-    exact_accuracy: Array
-    halt_accuracy: Array  # is q_halt on the right side of 0?
-    steps: Array
+    count: Leaf  # examples with a label
+    loss: Leaf
+    token_loss: Leaf
+    halt_loss: Leaf  # binary cross-entropies, before they are halved
+    continue_loss: Leaf
+    halted: Leaf  # examples with a label whose slots have halted
+    cell_accuracy: Leaf
+    exact_accuracy: Leaf
+    halt_accuracy: Leaf  # is q_halt on the right side of 0?
+    steps: Leaf
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> dict[str, Any]:
         of_halted = ("cell_accuracy", "exact_accuracy", "halt_accuracy", "steps")
         of_all = ("loss", "token_loss", "halt_loss", "continue_loss")
         return {name: getattr(self, name) / max(self.count, 1.0) for name in of_all} | {
@@ -310,7 +310,7 @@ class DeepSupervision:
                 continue_loss = jnp.where(scores.valid, losses.binary_cross_entropy(q_continue, target), 0)
         loss = jnp.sum(token_loss + 0.5 * (halt_loss + continue_loss))
 
-        def count(these, of=1.0):
+        def count(these: Array, of: Array | float = 1.0) -> Array:
             return jnp.sum(jnp.where(these, of, 0.0), dtype=jnp.float32)
         done = halted & scores.valid
         sums = DeepSums(

@@ -136,7 +136,8 @@ def from_published(weights: Mapping[str, np.ndarray], arch: config.Arch,
     if shape is not None:
         hollow = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),  # without memory
                               jax.eval_shape(Model(arch, shape).init, jax.random.key(0)))
-        wanted |= {name: w.shape for name, w in state_dict(*hollow, arch, core).items() if name in wanted}
+        params, fixed, table = hollow
+        wanted |= {name: w.shape for name, w in state_dict(params, fixed, table, arch, core).items() if name in wanted}
     _compare(weights, wanted, tied=arch.tie_head)
     params = {}
     for path, (name, transposed) in names.items():

@@ -115,7 +115,7 @@ def one_line(error: Exception) -> str:
 
 def _torch(path):
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise FileError(f"{path} is not named or made as safetensors, and PyTorch's own files take torch: "
                         "pip install 'trm_jax[torch]', or use .safetensors") from None

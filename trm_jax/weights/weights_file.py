@@ -177,7 +177,7 @@ def _nested(arrays: Mapping[str, jax.Array]) -> Weights:
 
 def _header(path, raw: Mapping[str, str] | None) -> dict[str, Any]:
     """The header's JSON, with the fields that are needed in their types."""
-    if KEY not in (raw or {}):
+    if raw is None or KEY not in raw:
         raise WeightsError(f"{path} is a safetensors file, but not one of trm_jax.weights: no {KEY!r} in its header")
     if KEY_DIGEST in raw and raw[KEY_DIGEST] != _digest(raw[KEY]):
         raise WeightsError(f"{path} is damaged: its header is not what was written (its SHA-256 differs)")
@@ -268,7 +268,7 @@ def _line(error: Exception) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments.Parser("python -m trm_jax weights", __doc__.splitlines()[0])
+    parser = arguments.Parser("python -m trm_jax weights", (__doc__ or "").splitlines()[0])
     arguments.add_source(parser, named())
     arguments.add_out(parser, "file to write")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors (%(default)s)")
