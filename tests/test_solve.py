@@ -289,13 +289,42 @@ def test_control_characters_never_reach_the_terminal(cli):
 
 def test_an_unsolved_puzzle_names_the_next_command(cli):
     _, _, err = cli("--max_cycles=6", "--vary=start", text(NEVER))
-    assert "1 of 1 not verified; more tries, and longer ones, find more: python -m trm_jax.solve --tries=" in err
+    assert "1 of 1 not verified; more tries, and longer ones, find more: python -m trm_jax solve --tries=" in err
     assert "--max_cycles=24" in err and "--vary=start" in err and err.strip().endswith(text(NEVER))
 
 
 def test_a_puzzle_without_a_solution_is_told_so(cli):
     _, _, err = cli("--max_cycles=6", "12.." + "..34" + "." * 8)
     assert "puzzle 1: NOT verified: the puzzle has no solution" in err and "more tries" not in err
+
+
+def test_watched_tries_are_those_that_solve_makes():
+    """A real network, untrained: what matters is that each try thinks about the same turned puzzle."""
+    solver = Solver.of(tiny_export())
+    puzzles = [blanked(5), blanked(9)]
+    for number, puzzle in enumerate(puzzles):
+        watched = list(solver.traces(puzzle, 3, tries=3, seed=7, number=number))
+        assert [answer.attempt for _, answer in watched] == [1, 2, 3]
+        for tries in (1, 2, 3):
+            solved = solver.solve(puzzles, max_cycles=3, settle=0, tries=tries, seed=7, choose=("settled",))[number]
+            assert any(np.array_equal(solved.tokens, trace.tokens[-1]) for trace, _ in watched[:tries])
+        assert watched[0][0].confidence.shape == watched[1][0].confidence.shape == (3, 16)
+    assert len(list(solver.traces(DOMAIN.encode("1234341221434321"), 1, tries=1))) == 1
+
+
+def test_watch_shows_every_try_until_one_is_verified(cli, solver, monkeypatch):
+    traced = solver.trace
+    monkeypatch.setattr(solver, "trace", lambda puzzle, steps, settle, symmetry: traced(
+        blanked(2) if symmetry is not None else puzzle, steps, settle=settle))
+    status, out, err = cli("--watch", "--tries=4", "--max_cycles=5", text(NEVER))
+    assert status == 0 and "puzzle 1, try 1 of 4" in out and "puzzle 1, try 2 of 4" in out and "try 3" not in out
+    assert err.splitlines()[0].startswith("puzzle 1, try 1 of 4 is given up: ")
+    assert err.splitlines()[1].startswith("puzzle 1: verified; ") and err.endswith("of try 2\n")
+    assert cli("--watch", "--tries=2", "--vary=start", text(2))[0] == 2
+
+
+def test_a_puzzle_that_begins_with_a_dash_is_no_option(cli):
+    assert cli(text(3).replace(".", "-"), text(2))[:2] == (0, "1234341221434321\n" * 2)
 
 
 FORKED = """

@@ -22,7 +22,7 @@ from trm_jax.inference.kinds import other_kind
 from trm_jax.inference.settings import Settings
 from trm_jax.inference.solver import Answer, SolveError, Solver, Trace
 from trm_jax.models.network import Bound
-from trm_jax.puzzles import Domain, Piece, PuzzleError, arc
+from trm_jax.puzzles import Domain, Piece, PuzzleError, Symmetry, arc
 from trm_jax.weights import weights_file
 
 NO_RULES = "ARC has no rules to verify an answer by"
@@ -170,7 +170,7 @@ class ArcSolver(Solver, puzzle="arc"):
 
     # A trace is of the first test input of the task as it is.
 
-    def trace(self, puzzle: Any, steps: int = 64, *, settle: int = 0) -> Trace:
+    def trace(self, puzzle: Any, steps: int = 64, *, settle: int = 0, symmetry: Symmetry | None = None) -> Trace:
         """As Solver.trace; of each answer only the grid that is read from it (elsewhere the network says anything)."""
         trace = super().trace(puzzle, steps, settle=settle)
         grids = arc.crops(trace.tokens)

@@ -18,10 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ from trm_jax.runtime.errors import guarded
 from trm_jax.weights import weights_file
 
 BLOCK = 1 << 16  # puzzles that the processes of a run answer before they tell each other
+_DASHED = re.compile(r"-[-.*_?xX0-9a-gA-G |+,\s]{14,}")
 
 
 def open_source(args: argparse.Namespace) -> weights_file.Export:
@@ -102,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "line of text each, a line of JSON each, or drawn (default: drawn on a terminal, else text)")
     parser.add_argument("--watch", action="store_true", help="show the plain answer as it fills in")
     add_puzzles(parser)
-    args = parser.parse_args(argv)
-    if args.watch and (args.tries > 1 or args.format == "json"):
-        parser.error("--watch shows one try of each puzzle, as a picture: without --tries and --format=json")
+    args = parser.parse_args(dashed(argv))
+    if args.watch and (args.tries > 1 and args.vary != "symmetry" or args.format == "json"):
+        parser.error("--watch shows tries that differ by a symmetry, as pictures: without --vary and --format=json")
     return guarded(lambda: _answer(args, argv))
 
 
@@ -122,7 +124,7 @@ def _answer(args: argparse.Namespace, argv: Sequence[str]) -> int:
     try:
         if args.watch:
             asked = asked if distributed.is_primary() else []
-            answers = [_watch(solver, request, args, color) for request in asked]
+            answers = [_watch(solver, request, i, args, color) for i, request in enumerate(asked)]
             return 0 if all(answer.verified for answer in answers) else 1
         printer = _Printer(solver, asked, args.format or ("picture" if tty else "text"), color)
         try:
@@ -214,24 +216,39 @@ def shown(solver: Solver, request: Request, answer: Answer, form: str, color: bo
     return answer.text
 
 
-def _watch(solver: Solver, request: Request, args: argparse.Namespace, color: bool) -> Answer:
+def _watch(solver: Solver, request: Request, number: int, args: argparse.Namespace, color: bool) -> Answer:
+    """Shows the tries of a puzzle up to the one that is verified; returns its answer, else that of the last."""
     name = arguments.plain(request.name)
     try:
-        trace = trace_of(solver, request, args)
+        for trace, answer in traces_of(solver, request, number, args):
+            columns = shutil.get_terminal_size().columns
+            print(f"{titled(name, answer, args.tries)} ({'highlighted' if color else '*'}: changed since the grid "
+                  "before; clash: a broken rule)")
+            print(side_by_side(frames(solver.domain, trace, color), columns), flush=True)
+            if not answer.verified and answer.attempt < args.tries:
+                print(arguments.plain(f"{titled(name, answer, args.tries)} is given up: {answer.reason}"),
+                      file=sys.stderr, flush=True)
     except puzzles.PuzzleError as error:
         answer = Answer.refused(error)
-    else:
-        answer = solver.judge_trace(trace, args.settle)
-        columns = shutil.get_terminal_size().columns
-        print(f"{name} ({'highlighted' if color else '*'}: changed since the grid before; clash: a broken rule)")
-        print(side_by_side(frames(solver.domain, trace, color), columns), flush=True)
     print(arguments.plain(f"{name}: {answer.status}"), file=sys.stderr, flush=True)
     return answer
 
 
-def trace_of(solver: Solver, request: Request, args: argparse.Namespace) -> Trace:
-    """Raises PuzzleError where there is no puzzle to trace."""
-    return solver.trace(request.puzzle, args.max_cycles, settle=args.settle)
+def titled(name: str, answer: Answer, tries: int) -> str:
+    """What one of the tries of a puzzle is called."""
+    return f"{name}, try {answer.attempt} of {tries}" if tries > 1 else name
+
+
+def traces_of(solver: Solver, request: Request, number: int,
+              args: argparse.Namespace) -> Iterator[tuple[Trace, Answer]]:
+    """The tries of a puzzle; raises PuzzleError where there is no puzzle to trace."""
+    return solver.traces(request.puzzle, args.max_cycles, settle=args.settle, tries=args.tries, seed=args.seed,
+                         number=number)
+
+
+def dashed(argv: Sequence[str]) -> list[str]:
+    """The words of a command line; a puzzle that begins with '-', a blank, is made to look unlike an option."""
+    return [f" {word}" if _DASHED.fullmatch(word) else word for word in argv]
 
 
 if __name__ == "__main__":

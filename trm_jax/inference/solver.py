@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -213,17 +213,21 @@ class Solver:
         [job] = zip(*jobs)
         return self.judge(inputs, job[2], STOPS[job[4]], int(job[5]), int(job[6]), int(job[1]) + 1, text_in(puzzle))
 
-    def trace(self, puzzle: str | np.ndarray, steps: int = 64, *, settle: int = 0) -> Trace:
+    def trace(self, puzzle: Any, steps: int = 64, *, settle: int = 0,
+              symmetry: puzzles.Symmetry | None = None) -> Trace:
         """Every answer of `steps` test steps, or until it has stood still for `settle` of them (0: never mind).
 
-        Raises PuzzleError if the puzzle cannot be read or contradicts itself.
+        Args:
+          symmetry: the puzzle is thought about under this one; what comes back are answers to the puzzle itself.
+        Raises:
+          PuzzleError: the puzzle cannot be read or contradicts itself.
         """
         _refuse_fork(Solver._process)
         if steps < 1:
             raise SolveError(f"steps = {steps}: must be at least 1")
         inputs = self.read(puzzle)
-        latents, x, answer = _begin(self._bound, jnp.asarray(inputs[None]),
-                                    jnp.full(1, self.row(puzzle), jnp.int32))
+        asked = inputs[None] if symmetry is None else symmetry.apply(inputs[None])
+        latents, x, answer = _begin(self._bound, jnp.asarray(asked), jnp.full(1, self.row(puzzle), jnp.int32))
         tokens, confidence, residual, still = [], [], [], 0
         previous = np.asarray(answer[0])
         while len(tokens) < steps and not (settle and still >= settle):
@@ -236,7 +240,30 @@ class Solver:
                 previous = now
                 if len(tokens) == steps or settle and still >= settle:
                     break
-        return Trace(inputs, np.stack(tokens), np.stack(confidence), np.stack(residual))
+        trace = Trace(inputs, np.stack(tokens), np.stack(confidence), np.stack(residual))
+        if symmetry is not None:
+            n, undo = len(tokens), symmetry.inverse()
+            undo = puzzles.Symmetry(np.repeat(undo.relabel, n, axis=0), np.repeat(undo.cells, n, axis=0))
+            trace = trace._replace(tokens=undo.apply(trace.tokens), confidence=np.take_along_axis(
+                trace.confidence, undo.cells.astype(np.intp), axis=1))
+        return trace
+
+    def traces(self, puzzle: Any, steps: int = 64, *, settle: int = 0, tries: int = 1, seed: int = 0,
+               number: int = 0) -> Iterator[tuple[Trace, Answer]]:
+        """The tries of a puzzle until one is verified, as `solve` makes them where they differ by symmetries.
+
+        Args:
+          number: of the puzzle among those that `solve` would be given.
+        Raises:
+          PuzzleError: as `trace`; and where the puzzle has no symmetries for more than one try.
+        """
+        for attempt in range(tries):
+            symmetry = self.domain.draw_symmetry(np.random.default_rng([seed, number, attempt]), 1) if attempt else None
+            trace = self.trace(puzzle, steps, settle=settle, symmetry=symmetry)
+            answer = self.judge_trace(trace, settle, attempt + 1)
+            yield trace, answer
+            if answer.verified:
+                return
 
     def example(self, data: config.Data, number: int) -> tuple[Any, np.ndarray]:
         """(inputs [S], labels [S]) of a puzzle of a test set, counted from 0."""
@@ -305,8 +332,8 @@ class Solver:
         several = count > 1 and not self.domain.has_several_answers
         return f"the puzzle has more than one solution, and this is none: {why}" if several else why
 
-    def judge_trace(self, trace: Trace, settle: int) -> Answer:
+    def judge_trace(self, trace: Trace, settle: int, attempt: int = 1) -> Answer:
         """The last answer of a trace."""
         cycles, since = len(trace.tokens), trace.stands_since
         stop = "settled" if settle and cycles - since >= settle else "budget"
-        return self.judge(trace.inputs, trace.tokens[-1], stop, cycles, since)
+        return self.judge(trace.inputs, trace.tokens[-1], stop, cycles, since, attempt)

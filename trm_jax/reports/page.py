@@ -132,8 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--png", type=arguments.text,
                         help="some of the cycles side by side; of several puzzles, one each, numbered")
     parser.add_argument("--title", default="Watch it think", help="of the page (%(default)s)")
+    arguments.add_tries(parser, what="tries of a puzzle that the rules do not accept, shown one by one; 1: one")
+    arguments.add_seed(parser, "of the tries")
     command.add_puzzles(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(command.dashed(sys.argv[1:] if argv is None else argv))
     return guarded(lambda: _watch(args))
 
 
@@ -141,21 +143,21 @@ def _watch(args: argparse.Namespace) -> int:
     if args.gif or args.png:
         pictures.pyplot()  # before the long part
     export = command.open_source(args)
-    asked, solver, films = command.requests_of(args, export), Solver.of(export), []
-    for request in asked:
+    asked, solver, films, answers = command.requests_of(args, export), Solver.of(export), [], []
+    for i, request in enumerate(asked):
         try:
-            trace = command.trace_of(solver, request, args)
+            for trace, answer in command.traces_of(solver, request, i, args):
+                name = command.titled(request.name, answer, args.tries)
+                films.append(Film(name, trace, answer, request.solution))
         except puzzles.PuzzleError as error:
             answer = Answer.refused(error)
-        else:
-            answer = solver.judge_trace(trace, args.settle)
-            films.append(Film(request.name, trace, answer, request.solution))
-        print(f"{request.name}: {answer.status}", file=sys.stderr, flush=True)
+        answers.append(answer)
+        print(arguments.plain(f"{request.name}: {answer.status}"), file=sys.stderr, flush=True)
     if not films:
         raise SolveError("none of the puzzles could be shown; nothing was written")
     for path in _write(args, export, films):
         print(path)
-    return 0 if len(films) == len(asked) and all(film.answer.verified for film in films) else 1
+    return 0 if all(answer.verified for answer in answers) else 1
 
 
 def _write(args: argparse.Namespace, export: weights_file.Export, films: Sequence[Film]) -> list[str]:
