@@ -107,7 +107,9 @@ class Trainer:
             self._progress = stack.enter_context(Progress(run.total_steps, self.steps_done))
             self._stop = stack.enter_context(StopRequests(
                 self._progress.note, take_signals=jax.process_count() == 1))
-            self._compiled = Compiler(system, mesh, self._progress.note)
+            # Ahead: only where the seconds of training are not measured, and one process decides alone.
+            ahead = math.isinf(seconds) and jax.process_count() == 1
+            self._compiled = stack.enter_context(Compiler(system, mesh, self._progress.note, ahead))
             self._evaluator = Evaluator(system, data, mesh)
             self._progress.note(headline(system, run.workdir, self.steps_done))
             self._closing = stack.pop_all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,18 +91,44 @@ def place(system: System, mesh: Mesh) -> TrainState:
 
 
 class Compiler:
-    """Steps by L, compiled when they are first needed; says so, because the user waits for it."""
+    """Steps by L, compiled when they are first needed, which the user is told because he waits for it.
 
-    def __init__(self, system: System, mesh: Mesh, note):
+    With `ahead`, the step for the next L of the curriculum is compiled by a thread while the one before it trains, so
+    that growing does not stop the devices. A context manager: leaving it waits for that thread.
+    """
+
+    def __init__(self, system: System, mesh: Mesh, note: Callable[[str], None], ahead: bool = False):
         self._system, self._mesh, self._note = system, mesh, note
         self._steps: dict[int, Any] = {}
-        self.seconds = 0.0  # spent on it so far
+        self._ahead = concurrent.futures.ThreadPoolExecutor(1) if ahead else None
+        self._coming: dict[int, concurrent.futures.Future] = {}
+        self.seconds = 0.0  # that training has waited for it so far
+
+    def __enter__(self) -> Compiler:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._ahead is not None:
+            self._ahead.shutdown(cancel_futures=True)
 
     def __call__(self, L: int, state: TrainState, batch: Batch):
         if L not in self._steps:
             begun = time.perf_counter()
-            self._steps[L] = make_step(self._system, self._mesh, L).lower(state, batch).compile()
-            took = time.perf_counter() - begun
-            self.seconds += took
-            self._note(f"compiled the step for L = {L} in {took:.1f} s")
+            coming = self._coming.pop(L, None)
+            self._steps[L], took = self._compile(L, (state, batch)) if coming is None else coming.result()
+            waited = time.perf_counter() - begun
+            self.seconds += waited
+            self._note(f"compiled the step for L = {L} in {took:.1f} s"
+                       + ("" if coming is None else f", of which training waited {waited:.1f} s"))
+            self._begin_next(L, state, batch)
         return self._steps[L]
+
+    def _compile(self, L: int, arguments) -> tuple[Any, float]:
+        begun = time.perf_counter()
+        return make_step(self._system, self._mesh, L).lower(*arguments).compile(), time.perf_counter() - begun
+
+    def _begin_next(self, L: int, state: TrainState, batch: Batch) -> None:
+        deeper = [later for *_, later in self._system.curriculum.stages() if later > L and later not in self._steps]
+        if self._ahead is not None and deeper and deeper[0] not in self._coming:
+            shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), (state, batch))
+            self._coming[deeper[0]] = self._ahead.submit(self._compile, deeper[0], shapes)
