@@ -521,3 +521,25 @@ def test_notes_that_are_not_ours(files, capsys, file, content, says):
     (files / "out" / "checksums.json").unlink()
     capsys.readouterr()
     assert says in error_of(capsys, "bench", "--path", files / "out", "--seconds", "0.01", command="")
+
+
+def test_processes_share_the_reading_of_large_files(pool, tmp_path, monkeypatch):
+    """What is damaged is found by the one that has that part of the file to check, and by one that is alone."""
+    split = split_of(pool)
+    dataset.write(tmp_path / "d", {"train": split, "test": split}, [dataset.BLANK])
+    file = tmp_path / "d" / "train" / "all__inputs.npy"
+    array = np.load(file)
+    array[30] = 9  # in the fourth piece of ten
+    np.save(file, array)
+    monkeypatch.setattr(dataset, "CHECK_ROWS", 10)
+    for damage in ("is damaged", "holds 9, must lie under"):  # by its checksum, then by its range
+        found = []
+        for share in ((0, 1), *((i, 4) for i in range(4))):
+            try:
+                assert len(dataset.load(tmp_path / "d", "train", share=share).inputs) == 40
+            except DatasetError as error:
+                assert damage in str(error)
+                found.append(share)
+        assert len(found) == 2 and found[0] == (0, 1)
+        (tmp_path / "d" / "checksums.json").unlink(missing_ok=True)
+    assert found[1] == (3, 4)

@@ -1,6 +1,7 @@
 """Batches over devices, processes from the environment, and what results say about the machine."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def test_compilation_cache_holds_small_programs(tmp_path):
 
 
 PROCESS = """
-    import pickle, sys, jax, numpy as np
+    import pickle, sys, time, jax, numpy as np
     from pathlib import Path
     from trm_jax.runtime.errors import UserError
     from trm_jax.runtime import distributed as d
@@ -216,7 +217,10 @@ PROCESS = """
             assert str(error) == ("process 0: no" if me else "no")
         else:
             raise AssertionError
+    now = time.time
+    time.time = lambda: now() + 100 * me
     d.require_shared(work / "all")
+    time.time = now
     d.barrier("files are gone")
     assert list((work / "all").iterdir()) == []
     try:
@@ -241,6 +245,8 @@ def test_two_processes_feed_save_and_restore_together(tmp_path):
         for i, process in enumerate(processes):
             out, err = process.communicate(timeout=60)
             assert out.endswith(f"passed {i}\n"), err
+            said = re.search(r"clocks of process 0 on .* and process 1 on .* are (99|10\d) s apart", err)
+            assert bool(said) == (i == 0), err
     finally:
         for process in processes:
             process.kill()

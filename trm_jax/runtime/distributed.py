@@ -29,6 +29,7 @@ from trm_jax.runtime.errors import Preempted, UserError
 
 AXIS = "data"
 PIECE = 16 << 20  # bytes of each process that `everyones` sends at once
+CLOCKS_APART = 30.0  # seconds
 T = TypeVar("T")
 COMPILED = os.path.join("~", ".cache", "trm_jax", "compiled")  # where programs are kept unless told otherwise
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -251,6 +252,7 @@ def require_shared(folder: str | os.PathLike[str], seconds: float = 60) -> None:
     """Makes the folder and requires it to be one folder for all processes; to be called by all of them.
 
     Each process writes a file and looks for those of the others, for so many seconds: shared disks take their time.
+    Clocks that are far apart are a note on standard error.
 
     Raises:
       DeviceError: in all processes alike, names two of them that do not see each other's files.
@@ -262,13 +264,19 @@ def require_shared(folder: str | os.PathLike[str], seconds: float = 60) -> None:
     files = [folder / f".process-{run}-{i}" for i in range(jax.process_count())]
     mine = files[jax.process_index()]
     agreed(lambda: (folder.mkdir(parents=True, exist_ok=True), mine.touch()))
+    clock = time.time()  # all have come to this line at about the same time
     end = time.monotonic() + seconds
     while (unseen := [i for i, file in enumerate(files) if not file.exists()]) and time.monotonic() < end:
         os.listdir(folder)  # makes NFS look again
         time.sleep(0.2)
-    answers = everyones((host, unseen))
+    answers = everyones((host, unseen, clock))
     mine.unlink()
-    for i, (name, unseen) in enumerate(answers):
+    clocks = [clock for _, _, clock in answers]
+    early, late = clocks.index(min(clocks)), clocks.index(max(clocks))
+    if is_primary() and clocks[late] - clocks[early] > CLOCKS_APART:
+        print(f"note: the clocks of process {early} on {answers[early][0]} and process {late} on {answers[late][0]} "
+              f"are {clocks[late] - clocks[early]:.0f} s apart; times in logs will not fit together", file=sys.stderr)
+    for i, (name, unseen, _) in enumerate(answers):
         if unseen:
             raise DeviceError(f"{folder} is not the same folder for all processes: process {i} on {name} does not see "
                               f"what process {unseen[0]} on {answers[unseen[0]][0]} wrote there. Give a folder on a "
