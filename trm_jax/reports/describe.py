@@ -66,10 +66,16 @@ def system_line(e: Experiment) -> str:
     a = e.arch
     networks = f"networks of {a.L_layers} and {a.H_layers} layers" if a.H_layers else f"{a.L_layers} layers"
     calls = f"the last {a.grad_calls} calls" if a.grad_calls else "all calls of the last cycle"
+    if a.grad_cycles > 1:
+        calls += f", {a.grad_cycles} cycles"
     parts = [a.recursion, networks, f"gradient through {calls}", f"{a.supervision} supervision"]
     if a.supervision == "deep":
         parts.append(f"at most {a.halt_max_steps} step{'s' * (a.halt_max_steps > 1)}")
-    if a.halting_head:
+    switches = {"start": "fixed", "update": "replace", "block": "post_norm", "conv": "none"}
+    parts += [f"{name} {getattr(a, name)}" for name, usual in switches.items() if getattr(a, name) != usual]
+    if a.halt_by == "residual":
+        parts.append(f"halts if the residual < {a.halt_residual:g}")
+    elif a.halting_head:
         parts.append(f"halts if q_halt > {0 if a.no_ACT_continue else 'q_continue'}")
     return ", ".join(parts)
 
