@@ -2,10 +2,12 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from tests import tiny
 from trm_jax.runtime import distributed
 from trm_jax.runtime.errors import Preempted
 
@@ -52,7 +55,8 @@ def test_initialize_does_nothing_for_one_process(started, monkeypatch):
 def test_initialize_leaves_clusters_to_jax(started, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert distributed.initialize()
-    assert started == [((), {})]
+    [(where, how)] = started
+    assert where == () and how == {"initialization_timeout": 300, "shutdown_timeout_seconds": 30}
 
 
 def test_initialize_by_our_variables(started, monkeypatch):
@@ -60,7 +64,8 @@ def test_initialize_by_our_variables(started, monkeypatch):
     for name, value in zip(VARIABLES, (address, "4", "0"), strict=False):
         monkeypatch.setenv(name, value)
     assert distributed.initialize()
-    assert started == [((address, 4, 0), {"cluster_detection_method": "deactivate"})]
+    [(where, how)] = started
+    assert where == (address, 4, 0) and how["cluster_detection_method"] == "deactivate"
     monkeypatch.setenv("JAX_PROCESS_ID", "4")
     with pytest.raises(ValueError, match="JAX_PROCESS_ID='4' must be a number from 0 to under JAX_NUM_PROCESSES='4'"):
         distributed.initialize()
@@ -86,6 +91,22 @@ def test_a_port_that_is_in_use_and_a_process_0_that_is_not_there(started, monkey
         assert distributed.initialize() and len(started) == 1
     with pytest.raises(Preempted, match=f"process 3 has not reached process 0 at JAX_COORDINATOR_ADDRESS={address} in"):
         distributed.initialize(seconds=1)
+    monkeypatch.setenv("TRM_JAX_COORDINATOR_SECONDS", "soon")
+    with pytest.raises(distributed.DeviceError, match="TRM_JAX_COORDINATOR_SECONDS='soon' must be a whole number of s"):
+        distributed.initialize()
+
+
+@pytest.mark.parametrize("address, says", [
+    ("nonsense", "must be HOST:PORT, of process 0"), ("host:", "must be HOST:PORT"), (":12", "must be HOST:PORT"),
+    ("localhost:99999", "must be HOST:PORT"), ("localhost:0", "must be HOST:PORT"),
+    ("no.such.host.invalid:1234", "there is no host no.such.host.invalid")])
+def test_an_address_that_is_none(started, monkeypatch, address, says):
+    for name, value in zip(VARIABLES, (address, "4", "0"), strict=False):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(distributed.DeviceError, match=says) as caught:
+        distributed.initialize()
+    assert f"JAX_COORDINATOR_ADDRESS={address!r}" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert started == []
 
 
 def test_one_process_agrees_with_itself(tmp_path):
@@ -252,3 +273,39 @@ def test_two_processes_feed_save_and_restore_together(tmp_path):
             process.kill()
             process.wait()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "process": 0}\n'
+
+
+@pytest.mark.parametrize("victim, number, says", [
+    (0, signal.SIGKILL, "error: process 0, which holds the run together, is lost; start all processes again"),
+    pytest.param(1, signal.SIGKILL, "error: process 1 of 2 (on ", marks=pytest.mark.slow),
+    (1, signal.SIGTERM, "ended from outside; saved at step ")])
+def test_a_process_that_is_lost_or_told_to_end_ends_the_others(tmp_path, victim, number, says):
+    e = tiny.experiment(tiny.make_dataset(tmp_path / "data"), total_steps=100_000, log={"interval_steps": 20},
+                        checkpoint={"interval_steps": 90_000})
+    port = free_port()
+    said = [tmp_path / f"said{i}" for i in range(2)]
+    command = [sys.executable, "-m", "trm_jax.main", f"--config={tiny.config_file(tmp_path, e)}",
+               f"--workdir={tmp_path / 'run'}", "--compilation_cache="]
+    processes = []
+    for i in range(2):
+        with said[i].open("w") as file:
+            processes.append(subprocess.Popen(command, stderr=file, cwd=ROOT, env=environment(
+                1, JAX_COORDINATOR_ADDRESS=f"localhost:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))))
+    try:
+        end = time.monotonic() + 120
+        while "step 20/" not in said[0].read_text() and time.monotonic() < end:
+            time.sleep(0.1)
+        processes[victim].send_signal(number)
+        other = processes[1 - victim]
+        assert other.wait(45) == 75, said[1 - victim].read_text()  # 30 seconds, and a slow machine
+        assert processes[victim].wait(45) == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    lines = said[1 - victim].read_text().splitlines()
+    assert lines[-1].startswith(says), lines
+    if number == signal.SIGTERM:
+        assert said[victim].read_text().splitlines()[-1] == lines[-1]
+        [step] = (p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+        assert f"saved at step {step};" in lines[-1]

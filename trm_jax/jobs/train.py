@@ -59,6 +59,7 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike[str], second
     data = Dataset.load(experiment)
     total_steps(experiment, data.train.metadata)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.together())
         batches = stream(experiment, data)
         stack.callback(batches.close)
         distributed.require_shared(workdir)

@@ -408,11 +408,11 @@ def _reason(error: Exception) -> str:
 
 
 def _quieten_orbax() -> None:
-    """Drops what Orbax logs below ERROR: failures arrive as exceptions. Others' absl records are left alone."""
+    """Drops what Orbax logs: failures arrive as exceptions. Others' absl records are left alone."""
     log = logging.getLogger("absl")
-    if _below_error_from_orbax not in log.filters:
-        log.addFilter(_below_error_from_orbax)
+    if _is_not_from_orbax not in log.filters:
+        log.addFilter(_is_not_from_orbax)
 
 
-def _below_error_from_orbax(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.CRITICAL or f"{os.sep}orbax{os.sep}" not in record.pathname

@@ -6,30 +6,39 @@ calls are the same.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
+import itertools
 import os
 import pickle
 import platform
 import resource
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed  # for its store: jax has no public door to it
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import trm_jax
-from trm_jax.runtime.errors import Preempted, UserError
+from trm_jax.runtime.errors import AGAIN, Preempted, UserError
 
 AXIS = "data"
 PIECE = 16 << 20  # bytes of each process that `everyones` sends at once
 CLOCKS_APART = 30.0  # seconds
+WAIT = "TRM_JAX_COORDINATOR_SECONDS"
+LOST_SECONDS = 20.0  # a process that has given no sign of life for so long is lost
+_SIGN_SECONDS = 2.0  # between two signs of life
 T = TypeVar("T")
 COMPILED = os.path.join("~", ".cache", "trm_jax", "compiled")  # where programs are kept unless told otherwise
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -39,7 +48,7 @@ class DeviceError(UserError):
     """Devices or processes that do not fit the run; the message says which numbers would."""
 
 
-def initialize(seconds: int = 300) -> bool:
+def initialize(seconds: int = 0) -> bool:
     """Joins the other processes of this run, if the environment says that there are any; True if it did.
 
     It says so by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (as our launch scripts set them), or
@@ -47,7 +56,7 @@ def initialize(seconds: int = 300) -> bool:
     before anything else of jax is.
 
     Args:
-      seconds: how long to wait for process 0.
+      seconds: how long to wait for process 0; 0: as TRM_JAX_COORDINATOR_SECONDS says, or else 300.
     Raises:
       DeviceError: only some of the three variables are set, they do not fit each other, or the port is in use.
       Preempted: process 0 cannot be reached.
@@ -55,6 +64,9 @@ def initialize(seconds: int = 300) -> bool:
     if jax.distributed.is_initialized():
         return True
     env = os.environ
+    if not (wait := env.get(WAIT, "300")).isdigit() or int(wait) < 1:
+        raise DeviceError(f"{WAIT}={wait!r} must be a whole number of seconds of at least 1")
+    seconds = seconds or int(wait)
     if given := [name for name in _OURS if env.get(name)]:
         if missing := [name for name in _OURS if name not in given]:
             raise DeviceError(f"{', '.join(given)} set but not {', '.join(missing)}: set all three, or none")
@@ -66,14 +78,24 @@ def initialize(seconds: int = 300) -> bool:
             return False
         _require_coordinator(env["JAX_COORDINATOR_ADDRESS"], int(process), seconds)
         # Inside Slurm jax would otherwise still take one device per process, as if there were one for each.
-        jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], int(count), int(process),
-                                   cluster_detection_method="deactivate")
+        _join(env["JAX_COORDINATOR_ADDRESS"], int(count), int(process), seconds=seconds,
+              cluster_detection_method="deactivate")
         return True
     tasks = max(_number(env.get("SLURM_STEP_NUM_TASKS")), _number(env.get("OMPI_COMM_WORLD_SIZE")),
                 len(env.get("TPU_WORKER_HOSTNAMES", "").split(",")))
     if tasks > 1:
-        jax.distributed.initialize()
+        _join(seconds=seconds)
     return tasks > 1
+
+
+def _join(*where: Any, seconds: int, **how: Any) -> None:
+    # What runs out in C++ ends the process there.
+    _at_abort(f"error: not all processes of the run came within {seconds} s")
+    jax.distributed.initialize(*where, initialization_timeout=seconds, shutdown_timeout_seconds=30, **how)
+    if jax.distributed.is_initialized():
+        _at_abort("error: process 0, which holds the run together, is lost; start all processes again")
+    else:
+        _at_abort("")
 
 
 def _require_coordinator(address: str, process: int, seconds: float) -> None:
@@ -81,6 +103,11 @@ def _require_coordinator(address: str, process: int, seconds: float) -> None:
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and 0 < int(port) < 1 << 16):
         raise DeviceError(f"JAX_COORDINATOR_ADDRESS={address!r} must be HOST:PORT, of process 0")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except OSError as error:
+        raise DeviceError(f"JAX_COORDINATOR_ADDRESS={address!r}: there is no host {host} "
+                          f"({error.strerror or error})") from None
     if process == 0:
         with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -101,6 +128,69 @@ def _require_coordinator(address: str, process: int, seconds: float) -> None:
                                 f"in {seconds:g} s ({error.strerror or error}): is it started, is the port "
                                 "open?") from None
         time.sleep(0.2)
+
+
+_handlers: list[Any] = []  # what C has a pointer to
+
+
+def _at_abort(line: str) -> None:
+    """Ends this process with a line and 75 where jax's C++ would abort it ("": let it): that is how it answers the loss
+    of the coordinator, and it takes no function to call instead. It comes on a thread without Python's lock."""
+    if not line:
+        ctypes.CDLL(None).signal(signal.SIGABRT, int(signal.SIG_DFL))
+        return
+
+    def end(_: int) -> None:
+        os.write(2, f"\n{line}\n".encode())
+        os._exit(AGAIN)
+    _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(end))
+    ctypes.CDLL(None).signal(signal.SIGABRT, _handlers[-1])
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """In this block a process that loses another one ends, with a line that names it and 75, within 30 seconds.
+
+    Every process gives a sign of life every two seconds (in the coordinator's store) and looks for those of the others.
+    Whatever a collective does meanwhile: some hang, others raise an error, which waits for the verdict here. At the end
+    all wait for each other.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(ended,), daemon=True, name="signs of life").start()
+    try:
+        yield
+        barrier("together")
+    except jax.errors.JaxRuntimeError:
+        ended.wait(1.5 * LOST_SECONDS)  # _watch ends the process if another one is the reason
+        raise
+    finally:
+        ended.set()
+
+
+def _watch(ended: threading.Event) -> None:
+    client: Any = jax_distributed.global_state.client
+    me, count = jax.process_index(), jax.process_count()
+    seen = {i: ("", time.monotonic()) for i in range(count) if i != me}
+    for turn in itertools.count():
+        if ended.wait(_SIGN_SECONDS):
+            return
+        try:
+            client.key_value_set(f"trm_jax/alive/{me}", f"{turn} {platform.node()}", allow_overwrite=True)
+            signs = dict(client.key_value_dir_get("trm_jax/alive/"))
+        except jax.errors.JaxRuntimeError:
+            continue  # the coordinator's own end is seen by jax
+        for i, (before, when) in seen.items():
+            now = signs.get(f"trm_jax/alive/{i}", before)
+            if now != before:
+                seen[i] = now, time.monotonic()
+            elif time.monotonic() - when > LOST_SECONDS and not ended.is_set():
+                node = now.partition(" ")[2]
+                os.write(2, f"\nerror: process {i} of {count}{node and f' (on {node})'} is lost: no sign of life for "
+                            f"{LOST_SECONDS:.0f} seconds; start all processes again\n".encode())
+                os._exit(AGAIN)
 
 
 def enable_compilation_cache(folder: str | os.PathLike[str]) -> None:
