@@ -1,11 +1,14 @@
 """Dataset folders and where they come from."""
 
 import dataclasses
+import errno
 import gzip
 import json
 import os
 import re
+import shutil
 import sys
+import threading
 import types
 
 import numpy as np
@@ -260,6 +263,56 @@ def test_write_never_leaves_or_takes_what_it_should_not(tmp_path, pool, monkeypa
         dataset.write(place, {"train": split}, ["<blank>"], {"n": 4}, overwrite=True)
     assert dataset.load_provenance(place) == {"n": 3}
     assert sorted(os.listdir(tmp_path)) == ["d", "mine"]
+
+
+def test_a_folder_is_exchanged_without_a_moment_with_neither(tmp_path):
+    small, place = dataset.make_split(np.ones((4, 16)), np.ones((4, 16)), vocab_size=6), tmp_path / "d"
+    dataset.write(place, {"train": small}, ["<blank>"], {})
+    missing, done = [], threading.Event()
+
+    def look():
+        while not done.is_set():
+            if not (place / "train" / "dataset.json").exists():
+                missing.append(1)
+    looking = threading.Thread(target=look)
+    looking.start()
+    for n in range(20):
+        dataset.write(place, {"train": small}, ["<blank>"], {"n": n}, overwrite=True)
+    done.set()
+    looking.join()
+    assert not missing and dataset.load_provenance(place) == {"n": 19} and os.listdir(tmp_path) == ["d"]
+
+
+def test_what_killed_makers_left_is_removed_by_the_next(tmp_path):
+    argv = ["--generate", "--train", 9, "--test", 2, "--clues", 8, "--out", tmp_path / "d"]
+    for name in (".d.new-abc", ".d.old-x_1", ".d.arrays-9", ".d.news", ".e.new-abc"):
+        (tmp_path / name / "d").mkdir(parents=True)
+    assert run(*argv) == 0
+    assert sorted(os.listdir(tmp_path)) == [".d.news", ".e.new-abc", "d"]
+
+
+def test_a_maker_that_was_killed_between_two_renames_has_lost_nothing(tmp_path):
+    argv = ["--generate", "--train", 9, "--test", 2, "--clues", 8, "--out", tmp_path / "d"]
+    assert run(*argv) == 0
+    (tmp_path / ".d.old-1").mkdir()
+    (tmp_path / "d").rename(tmp_path / ".d.old-1" / "d")
+    with dataset.being_made(tmp_path / "d"):
+        assert dataset.load(tmp_path / "d", "train").num_examples == 9
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_a_full_disk_is_one_line_with_the_sizes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    error = error_of(capsys, "--generate", "--train", 90, "--test", 2, "--clues", 8, "--out", tmp_path / "new" / "d")
+    assert error.endswith("kB, but only 1.00 kB are free there") and str(tmp_path / "new" / "d") in error
+
+    def full(*_args, **_how):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**9))
+    error = error_of(capsys, "--generate", "--train", 90, "--test", 2, "--clues", 8, "--out", tmp_path / "new" / "d")
+    assert error == f"error: {tmp_path / 'new' / 'd'}: No space left on device (1,000,000,000 bytes free)"
+    assert os.listdir(tmp_path) == []
 
 
 # Generated.

@@ -4,6 +4,8 @@ import collections
 import copy
 import json
 import pathlib
+import shutil
+import types
 
 import numpy as np
 import pytest
@@ -351,8 +353,8 @@ def test_an_answer_hidden_under_another_id_is_told(given, capsys, tmp_path):
 def test_a_full_disk_and_a_taken_place_are_refused_before_the_work(tasks, folder, tmp_path, monkeypatch, capsys):
     assert run(folder) == 2
     assert "--overwrite" in capsys.readouterr().err
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: build.shutil._ntuple_diskusage(1, 1, 1000))
-    with pytest.raises(DatasetError, match="GB are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(DatasetError, match="but only 1.00 kB are free"):
         build.build(tmp_path / "out", tasks, "evaluation", num_aug=1, seed=0, provenance={})
     assert not list(tmp_path.iterdir())
 

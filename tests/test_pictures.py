@@ -79,7 +79,7 @@ def test_command_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("args, message", [
     (["--labels", "x", "y"], "--labels gives 2 for 1 lines"), (["--labels=x,y"], "--labels gives 2 for 1 lines"),
-    (["--out=none/out.png"], "was not written"), (["--out=out.doc"], "was not written")])
+    (["--out=/dev/null/out.png"], "was not written"), (["--out=out.doc"], "was not written")])
 def test_command_line_refuses(tmp_path, capsys, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     run = write(tmp_path / "a", {2: 0.5})

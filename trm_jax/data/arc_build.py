@@ -22,7 +22,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -304,10 +303,7 @@ def build(out, tasks: list[Task], test_subset: str, *, num_aug: int, seed: int, 
     per_split = {name: [plan for plan in plans if plan.pairs[name]] for name in ("train", "test")}
     examples = {name: sum(len(p.transforms) * len(p.pairs[name]) for p in of) for name, of in per_split.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = 2 * sum(examples.values()) * arc.SIDE * arc.SIDE, shutil.disk_usage(out.parent).free
-    if needed > free:
-        raise DatasetError(f"{out} will have {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there; a "
-                           "lower --num_aug needs less")
+    dataset.need_room(out, 2 * sum(examples.values()) * arc.SIDE * arc.SIDE, "; a lower --num_aug needs less")
     counts = {"tasks": len(tasks), "training_pairs": sum(len(p.pairs["train"]) for p in plans),
               "test_inputs": sum(len(p.pairs["test"]) for p in plans), "identifiers": len(identifiers),
               "tasks_with_fewer_symmetries": sum(len(p.transforms) <= num_aug for p in plans),

@@ -19,7 +19,9 @@ E examples, S tokens, P puzzles (an original or one augmentation of it), G group
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import glob
 import hashlib
 import json
 import mmap
@@ -35,6 +37,7 @@ import numpy as np
 from trm_jax import puzzles
 from trm_jax.runtime import files
 from trm_jax.runtime.errors import UserError
+from trm_jax.runtime.text import human
 
 IGNORE_LABEL_ID = -100  # what loaders put where the folder has `ignore_label_id`
 SET = "all"  # the published scripts write no other set
@@ -339,6 +342,8 @@ def write(path, splits: dict[str, Split], identifiers: list[str], provenance: di
             raise DatasetError(f"{len(identifiers)} identifiers, but num_puzzle_identifiers of {name} is "
                                f"{split.metadata.num_puzzle_identifiers}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    need_room(path, sum(getattr(split, array).nbytes for name, split in splits.items() for array in ARRAYS
+                        if array not in (ready or {}).get(name, {})))
     new = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
     try:
         umask = os.umask(0)
@@ -352,17 +357,42 @@ def write(path, splits: dict[str, Split], identifiers: list[str], provenance: di
         _write_json(new / CHECKSUMS, files.digests(new, [new]))
         refuse_taken(path, overwrite)  # again: writing takes a while
         _replace(new, path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # of a full disk, say: which file it was is not told
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def need_room(path: pathlib.Path, size: int, hint: str = "") -> None:
+    """Raises DatasetError if there is no room for so many bytes beside `path`."""
+    if size > (free := shutil.disk_usage(path.parent).free):
+        raise DatasetError(f"{path} will have {human(size, 'B')}, but only {human(free, 'B')} are free there{hint}")
+
+
 @contextlib.contextmanager
 def being_made(path) -> Iterator[None]:
-    """Nobody else makes the folder meanwhile. Raises LockedError if somebody does."""
+    """Nobody else makes the folder meanwhile, and what makers that were killed have left beside it is removed.
+
+    Raises LockedError if somebody makes it.
+    """
     path = pathlib.Path(os.path.realpath(path))
+    missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.lock(path.parent / f".{path.name}.lock", f"the dataset folder {path}"):
-        yield
+    try:
+        with files.lock(path.parent / f".{path.name}.lock", f"the dataset folder {path}"):
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+                kind = left.name.removeprefix(f".{path.name}.").partition("-")[0]
+                if kind == "old" and (left / path.name).is_dir() and not path.exists():  # killed between two renames
+                    (left / path.name).rename(path)
+                if kind in ("new", "old", "arrays"):
+                    shutil.rmtree(left, ignore_errors=True)
+            yield
+    finally:
+        for folder in missing:  # those that stayed empty
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def refuse_taken(path, overwrite: bool) -> None:
@@ -403,10 +433,13 @@ def sync(file) -> None:
 
 
 def _replace(new: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames `new` to `path`; what was there is removed after, and put back if the rename fails."""
+    """Renames `new` to `path`. What was there is at `new` afterwards, or removed, and is put back if that fails.
+
+    Where the system can exchange two folders there is no moment with neither.
+    """
     if not path.exists():
         new.rename(path)
-    else:
+    elif not _exchange(new, path):
         old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent)) / path.name
         path.rename(old)
         try:
@@ -420,3 +453,10 @@ def _replace(new: pathlib.Path, path: pathlib.Path) -> None:
         handle = os.open(path.parent, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
+
+
+def _exchange(a: pathlib.Path, b: pathlib.Path) -> bool:
+    """Exchanges two folders in one step, with Linux's renameat2; False where there is none, or not on this disk."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from trm_jax.puzzles import arc
 from trm_jax.reports import report
 from trm_jax.runtime import arguments
 from trm_jax.runtime.errors import UserError, guarded
+from trm_jax.runtime.files import write_file
 
 INK, FAINT, GRID, WRONG = "#1a1a1a", "#6b6b6b", "#e4e4e4", "#c8202f"
 COLOURS = ("#0b6cb8", "#d1630f", "#2a8a4a", "#8a3fa0", "#b8272d", "#5b6470", "#b8901a")
@@ -314,9 +316,12 @@ def _label(result: report.Result) -> str:
 
 
 def save(figure, out: str | os.PathLike[str]) -> None:
+    """Writes the figure in the format that the file's ending says; whole, or not at all."""
+    drawn = io.BytesIO()
     try:
-        figure.savefig(out, bbox_inches="tight", pad_inches=0.12)
-    except (OSError, ValueError) as error:  # no such folder; no such format
+        figure.savefig(drawn, format=Path(out).suffix[1:] or "png", bbox_inches="tight", pad_inches=0.12)
+        write_file(out, drawn.getvalue())
+    except (OSError, ValueError) as error:  # no place for it; no such format
         raise PictureError(f"{out} was not written: {error}") from error
     finally:
         pyplot().close(figure)
