@@ -138,9 +138,9 @@ def read_task_files(files: Sequence[pathlib.Path], subset: str, solved: bool = T
 
 def _task(name: str, task: Any, subset: str, where: str, outputs: list | None, where_outputs: str) -> Task:
     """One task, checked. outputs: of its test inputs, as JSON has them; None: nobody knows them."""
-    if not name or arc.SEPARATOR in name:
+    if not name or not name.isprintable() or arc.SEPARATOR in name:
         raise DatasetError(f"{where.partition(': task ')[0]}: task {name!r}: an ID must have a character and no "
-                           f"{arc.SEPARATOR}")
+                           f"{arc.SEPARATOR}, and all of it can be printed")
     if not isinstance(task, dict):
         raise DatasetError(f"{where}: must be an object, is {type(task).__name__}")
     train, test = (_read_list(task.get(side), f"{where}: {side}") for side in ("train", "test"))

@@ -291,7 +291,7 @@ def _read_array(folder: pathlib.Path, name: str) -> np.ndarray:
 def _read_json(file: pathlib.Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{file} cannot be read as JSON ({error})") from error
 
 

@@ -155,7 +155,7 @@ def train_and_measure(raw: dict[str, Any], depths: Sequence[int], workdir: str, 
     experiment = config.parse(raw)
     train.train(experiment, workdir, settings.seconds)
     peak, where = distributed.peak_memory()
-    during = [json.loads(path.read_text()) for path in Path(workdir, "eval").glob("step_*.json")]
+    during = [files.read_json(path) for path in Path(workdir, "eval").glob("step_*.json")]
     during.sort(key=lambda result: result["step"])
     final = dataclasses.replace(experiment, eval=dataclasses.replace(
         experiment.eval, H_test=tuple(depths), max_examples=settings.examples))
@@ -242,7 +242,7 @@ def pace_of(entry: Entry, settings: Terms) -> dict[str, Any]:
     """Measured once for all seeds and restarts, so that every run of a system is of the same length."""
     path, raw = entry.folder / "pace.json", config.to_json(entry.experiment)
     if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = files.read_json(path)
         run_folder.require_same(entry.folder, known["config"], raw, "Give another --out to compare these")
         return known
     say(f"{entry.name}: measuring the time of a step")
@@ -275,7 +275,9 @@ def claim(out: Path, settings: Terms) -> None:
     if not path.is_file():
         files.write_json(path, now)
         return
-    old = json.loads(path.read_text(encoding="utf-8"))
+    old = files.read_json(path)
+    if not isinstance(old, dict):
+        raise CompareError(f"{path} is damaged: it must hold an object. Give another --out")
     if old != now:
         differ = [f"{name}: {old.get(name)!r}, now {now[name]!r}" for name in now if old.get(name) != now[name]]
         raise CompareError(f"{out} holds another comparison: {'; '.join(differ)}. Give another --out")
@@ -286,7 +288,7 @@ def gather(systems: Sequence[Entry], seeds: Sequence[int], settings: Terms) -> d
     found = {}
     for entry in systems:
         runs = {str(seed): entry.folder / f"seed{seed}" / MEASURED for seed in seeds}
-        runs = {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in runs.items() if path.is_file()}
+        runs = {seed: files.read_json(path) for seed, path in runs.items() if path.is_file()}
         if runs:
             found[entry.name] = runs
     return {"settings": dataclasses.asdict(settings), "systems": found}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trm_jax.runtime import arguments, text
+from trm_jax.runtime import arguments, files, text
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.runtime.text import percent
 
@@ -120,17 +120,20 @@ def faults(result: Result, min_exact: float | None = None, at: int | None = None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ReportError(f"{path} is not JSON: {error}") from error
+    evaluation = files.read_json(path)
     figures = evaluation.get("figures") if isinstance(evaluation, dict) else None
-    if not figures or not {"step", "dataset"} <= set(evaluation) or not all(
-            {"H_test", "L_test", "n", EXACT} <= set(figure) for figure in figures):
+    if not (isinstance(figures, list) and figures and all(map(_is_figure, figures))
+            and isinstance(evaluation.get("step"), int) and isinstance(evaluation.get("dataset"), str)):
         raise ReportError(f"{path} is not an evaluation of this program")
     return evaluation
+
+
+def _is_figure(figure: Any) -> bool:
+    """Depths, a count, and a share of right answers that is one: not-a-number passes no check."""
+    if not isinstance(figure, dict) or not all(type(figure.get(name)) is int for name in ("H_test", "L_test", "n")):
+        return False
+    exact = figure.get(EXACT, "")
+    return exact is None or isinstance(exact, (int, float)) and 0 <= exact <= 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

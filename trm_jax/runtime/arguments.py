@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,8 +23,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, description=description, epilog=epilog, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words:
+            if word.startswith("--") and word.endswith("=--"):  # argparse would drop it and go on with an empty list
+                self.error(f"argument {word[:-3]}: '--' is no value")
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str):
-        self.exit(2, f"error: {plain(message)}; see {self.prog} --help\n")
+        short = message if len(message) < 500 else message[:400] + " ..."
+        self.exit(2, f"error: {plain(short)}; see {self.prog} --help\n")
 
 
 def plain(text: str) -> str:
@@ -54,7 +63,7 @@ def number(least: float = 0.0, most: float = 1e9, above: bool = False) -> Callab
     """A finite number from `least` to `most`; above: greater than `least`."""
     def read(text: str) -> float:
         try:
-            value = float(text)
+            value = float(text) if text.isascii() and "_" not in text else float("nan")
         except ValueError:
             value = float("nan")
         if not least <= value <= most or (above and value == least):  # not-a-number is in no range

@@ -103,7 +103,7 @@ def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
                               "Give as --workdir the folder that a training run wrote")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}). Put the run's own back, or give another "
                               "--workdir") from error
     known = {field.name for field in dataclasses.fields(config_lib.Experiment)}
