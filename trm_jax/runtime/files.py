@@ -20,7 +20,7 @@ import numpy as np
 from trm_jax.runtime.errors import UserError
 
 
-class FileError(UserError):
+class JsonError(UserError):
     """A file that cannot be read; the message says which and why."""
 
 
@@ -33,13 +33,13 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Raises FileError, in one line, for a file that cannot be read or is not JSON."""
+    """Raises JsonError, in one line, for a file that cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
+        raise JsonError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{os.fspath(path)} is not JSON ({error})") from error
+        raise JsonError(f"{os.fspath(path)} is not JSON ({error})") from error
 
 
 def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
