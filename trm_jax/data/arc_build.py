@@ -145,7 +145,7 @@ def _task(name: str, task: Any, subset: str, where: str, outputs: list | None, w
         raise DatasetError(f"{where}: must be an object, is {type(task).__name__}")
     train, test = (_read_list(task.get(side), f"{where}: {side}") for side in ("train", "test"))
     demonstrations = [
-        tuple(_read_side(pair, side, f"{where}: train pair {i}") for side in ("input", "output"))
+        (_read_side(pair, "input", f"{where}: train pair {i}"), _read_side(pair, "output", f"{where}: train pair {i}"))
         for i, pair in enumerate(train, 1)]
     inputs = [_read_side(pair, "input", f"{where}: test {i}") for i, pair in enumerate(test, 1)]
     if outputs is None:

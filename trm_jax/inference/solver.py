@@ -19,7 +19,7 @@ from trm_jax.inference.kinds import other_kind
 from trm_jax.inference.settings import Settings
 from trm_jax.models.network import Bound
 from trm_jax.puzzles.domain import PUZZLE_NAMES
-from trm_jax.recursion import Latents
+from trm_jax.recursion import AnyLatents
 from trm_jax.runtime import distributed
 from trm_jax.runtime.errors import UserError
 from trm_jax.weights import weights_file
@@ -90,14 +90,14 @@ class Trace(NamedTuple):
 
 
 @jax.jit
-def _begin(bound: Bound, inputs: Array, identifiers: Array) -> tuple[Latents, Array, Array]:
+def _begin(bound: Bound, inputs: Array, identifiers: Array) -> tuple[AnyLatents, Array, Array]:
     """inputs [1, S], identifiers [1] -> (latents, x [T, 1, D], what they say [1, S])."""
     latents = bound.initial_latents(inputs)
     return latents, bound.embed(inputs, identifiers), bound.answer(latents.y)
 
 
 @jax.jit
-def _trace(bound: Bound, latents: Latents, x: Array) -> tuple[Latents, Any]:
+def _trace(bound: Bound, latents: AnyLatents, x: Array) -> tuple[AnyLatents, Any]:
     """TRACE_CHUNK more test steps: (latents, ((tokens [n, B, S], confidence [n, B, S]), residuals [n, B]))."""
     return bound.trace(latents, x, TRACE_CHUNK)
 

@@ -102,6 +102,7 @@ class Domain:
     usual: ClassVar[tuple[int, int]] = (20_000, 1000)  # training and test puzzles to generate unless told otherwise
     no_symmetries: ClassVar[str] = "has no symmetries"  # why, where there are none to draw
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # a subclass is a dataclass
     has_rules: ClassVar[bool]  # verify, explain
     has_symmetries: ClassVar[bool]  # draw_symmetry
     has_several_answers: ClassVar[bool]  # draw_answers, log2_answers: a puzzle may have more than one right answer

@@ -134,7 +134,10 @@ class Futoshiki(Domain):
         canvas = np.full(self.grid, self._none, np.uint8)
         canvas[::2, ::2] = 1
         for cell, word in enumerate(words):
-            digit, flags = re.fullmatch(r"(\d*)(\D*)", word).groups()
+            digit = word.rstrip("URDLurdl")
+            flags = word[len(digit):]
+            if digit and not digit.isdecimal():
+                raise PuzzleError(f"cell {cell + 1} is {word!r}: a digit, then some of U, R, D and L")
             row, col = 2 * (cell // n), 2 * (cell % n)
             if not 0 <= int(digit or 0) <= n:
                 raise PuzzleError(f"cell {cell + 1} is {digit}; digits are 1 to {n}, 0 is a blank")
@@ -222,10 +225,9 @@ class Futoshiki(Domain):
         """inputs [..., S], answers [..., S] (any integers, the shapes broadcast) -> FutoshikiVerdict of [...]."""
         inputs, answers = np.broadcast_arrays(self._grids(inputs), self._grids(answers))
         digits, _ = self._parts(answers)
-        complete = (digits > 0).all(axis=-1)
-        wrong = self._wrong(inputs, answers)
-        kept = ((inputs == 1) | (inputs == answers)).all(axis=-1)
-        return FutoshikiVerdict(complete, ~wrong.any(axis=-1), kept)
+        kept = (inputs == 1) | (inputs == answers)
+        return FutoshikiVerdict(*(np.asarray(of.all(axis=-1)) for of in (
+            digits > 0, ~self._wrong(inputs, answers), kept)))
 
     def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         """Why verify does not accept answer [S] to inputs [S]; "" if it does."""
