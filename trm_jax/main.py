@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None, mode: str = "") -> int:
                         "metrics, evaluations (runs/NAME-VARIANT)")
     parser.add_argument("--weights", metavar="SOURCE", type=arguments.text, help="to evaluate instead of the run's "
                         "best checkpoint: a name, a file or the folder of a run; the result still goes to --workdir")
+    parser.add_argument("--init_from", metavar="SOURCE", type=arguments.text, help="weights that training starts "
+                        "from: a name, a file or the folder of a run; a run that has a checkpoint goes on from that")
     parser.add_argument("--make_data", type=arguments.boolean, default=True, metavar="BOOL",
                         help="make the dataset, by generating or downloading, if it is missing (True)")
     arguments.add_cache(parser, "~/.cache/trm_jax/compiled")
@@ -49,8 +51,13 @@ def main(argv: Sequence[str] | None = None, mode: str = "") -> int:
     if args.weights and mode != "evaluate":
         parser.error(f"--weights is for evaluating, not to {mode}")
 
+    if args.init_from and mode != "train":
+        parser.error(f"--init_from is for training, not to {mode}")
+
     def run() -> None:
         experiment = config.load(args.config, fields)
+        if args.init_from:
+            experiment = config.with_fields(experiment, {"init_from": args.init_from})
         if mode == "describe":
             from trm_jax.reports import describe
             return print(describe.describe(experiment))

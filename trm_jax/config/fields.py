@@ -239,6 +239,7 @@ class Experiment:
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
 
+    init_from: str = ""  # weights that training starts from: a name, a file or the folder of a run; "": at random
     seed: int = 0
     global_batch_size: int = 512
     epochs: int = 2  # length of the run in passes over the groups of the training set

@@ -14,13 +14,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from trm_jax import config
-from trm_jax.data import pipeline
+from trm_jax.data import dataset, pipeline
 from trm_jax.data.loading import Dataset
 from trm_jax.evaluation import tables
 from trm_jax.evaluation.evaluator import Evaluator
 from trm_jax.evaluation.scores import best, scalars
 from trm_jax.jobs import evaluate
-from trm_jax.runtime import checkpoints, distributed, metrics
+from trm_jax.runtime import checkpoints, distributed, files, metrics
 from trm_jax.runtime.errors import StopRequests, UserError
 from trm_jax.runtime.progress import Progress
 from trm_jax.training import run_folder
@@ -28,6 +28,7 @@ from trm_jax.training.run_folder import Run
 from trm_jax.training.step import Compiler, place
 from trm_jax.training.supervision import Batch, DeepSums, Sums
 from trm_jax.training.system import System, total_steps
+from trm_jax.weights import initial
 
 AHEAD = 2  # steps that the host may run ahead of the devices
 
@@ -57,7 +58,10 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike[str], second
     mesh = distributed.data_mesh()
     distributed.check_batch(experiment.global_batch_size, mesh)
     data = Dataset.load(experiment)
-    total_steps(experiment, data.train.metadata)
+    steps = total_steps(experiment, data.train.metadata)
+    start = None
+    if experiment.init_from and not run_folder.has_checkpoint(workdir):  # a run that has one goes on from there
+        start = initial.read(experiment.init_from, System(experiment, data.shape, steps), _identifiers(experiment))
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.together())
         batches = stream(experiment, data)
@@ -70,7 +74,12 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike[str], second
             run_folder.claim(workdir, config.to_json(experiment))  # again: nobody else writes there now
             return run_folder.claim_data(workdir, experiment, data)
         run = distributed.agreed(claim)
-        return stack.enter_context(Trainer(run, data, mesh, batches, seconds)).run()
+        return stack.enter_context(Trainer(run, data, mesh, batches, seconds, start)).run()
+
+
+def _identifiers(experiment: config.Experiment) -> list[str] | None:
+    """Names of the puzzle table's rows, where puzzles have any."""
+    return dataset.load_identifiers(experiment.data.path) if experiment.data.puzzle == "arc" else None
 
 
 def headline(system: System, workdir, step: int) -> str:
@@ -92,7 +101,8 @@ class Trainer:
     saved. The devices compute what tells; the host reads it only when it waits for them anyway.
     """
 
-    def __init__(self, run: Run, data: Dataset, mesh: Mesh, batches, seconds: float = math.inf):
+    def __init__(self, run: Run, data: Dataset, mesh: Mesh, batches, seconds: float = math.inf,
+                 start: initial.Start | None = None):
         e, system = run.experiment, run.system
         self.state, self.steps_done = place(system, mesh), 0
         self._run, self._system, self._mesh, self._batches = run, system, mesh, batches
@@ -101,6 +111,10 @@ class Trainer:
                 run.workdir, keep_last=e.checkpoint.keep_last, keep_best=e.checkpoint.keep_best,
                 best_metric=run_folder.best_metric(e)))
             position = self._restore()
+            if start is not None and not self.steps_done:
+                self.state = initial.begun(self.state, start)
+                if distributed.is_primary():
+                    files.write_json(os.path.join(run.workdir, initial.RECORD), start.record)
             self._clock = _Clock(position.get("clock", position), seconds)
             self._window = _Window(SUMS[e.arch.supervision], position.get("window"))
             self._writer = stack.enter_context(metrics.MetricWriter(
@@ -113,6 +127,8 @@ class Trainer:
             self._compiled = stack.enter_context(Compiler(system, mesh, self._progress.note, ahead))
             self._evaluator = Evaluator(system, data, mesh)
             self._progress.note(headline(system, run.workdir, self.steps_done))
+            if start is not None and not self.steps_done:
+                self._progress.note(str(start))
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Trainer:

@@ -76,6 +76,12 @@ def claim(workdir: str | os.PathLike[str], config: dict[str, Any]) -> None:
         write_json(path, config)
 
 
+def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
+    """Has a run saved anything in this folder?"""
+    folder = Path(workdir) / checkpoints.CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def require_same(workdir: str | os.PathLike[str], old: dict[str, Any], new: dict[str, Any], then: str,
                  but: tuple[str, ...] = ()) -> None:
     """Raises CheckpointError, listing every field in which a run's config differs, outside of `config.MAY_CHANGE`.

@@ -115,7 +115,7 @@ def save(path: str | os.PathLike[str], export: Export, dtype: str = "bfloat16") 
     if dtype not in DTYPES:
         raise WeightsError(f"dtype = {dtype!r}: must be one of {', '.join(DTYPES)}")
     tensors = {name: np.ascontiguousarray(np.asarray(leaf).astype(DTYPES[dtype]))
-               for name, leaf in _named(export.weights).items()}
+               for name, leaf in by_name(export.weights).items()}
     if export.identifiers is not None:
         tensors[NAMES] = np.frombuffer("\n".join(export.identifiers).encode(), np.uint8)
     if broken := sorted(name for name, t in tensors.items() if name != NAMES and not _finite(t)):
@@ -142,7 +142,7 @@ def load(path: str | os.PathLike[str]) -> Export:
             experiment, shape = _experiment(path, header), Shape(**header["shape"])
             _check_sizes(path, header["L"], experiment.arch, shape,
                          {name: list(file.get_slice(name).get_shape()) for name in file.keys()})
-            wanted = _named(Weights(*jax.eval_shape(Model(experiment.arch, shape).init, jax.random.key(0))))
+            wanted = by_name(Weights(*jax.eval_shape(Model(experiment.arch, shape).init, jax.random.key(0))))
             _compare(path, {name: file.get_slice(name) for name in file.keys() if name != NAMES}, wanted)
             identifiers = _identifiers(path, file, header["puzzle"], shape)
             arrays = {}
@@ -160,7 +160,7 @@ def load(path: str | os.PathLike[str]) -> Export:
     return Export(experiment, shape, header["puzzle"], _nested(arrays), metadata, identifiers)
 
 
-def _named(weights: Weights) -> dict[str, Any]:
+def by_name(weights: Weights) -> dict[str, Any]:
     """{'params/layers_0/...': leaf, 'fixed/H_init': leaf, 'table': leaf}."""
     def name(path) -> str:
         return "/".join(str(getattr(key, "name", getattr(key, "key", None))) for key in path)
