@@ -51,3 +51,18 @@ def test_a_name_of_old_runs_the_command():
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == ("error: argument --at: 'x' must be a whole number of at least 1; see "
                            "python -m trm_jax report --help\n")
+
+
+def test_the_public_names_are_imported_when_they_are_asked_for():
+    code = ("import sys, trm_jax; assert 'jax' not in sys.modules; "
+            "print(*[getattr(trm_jax, name).__name__ for name in trm_jax.__all__])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["Answer", "Settings", "Solver", "evaluate", "load", "train"], done.stderr
+
+
+def test_usage_errors_do_not_wait_for_jax():
+    code = ("import sys; from trm_jax.__main__ import main\n"
+            "try: main(['train', '--config=rsm_sudoku', '--nonsense'])\n"
+            "except SystemExit: print('jax' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
