@@ -2,6 +2,7 @@
 
     python -m trm_jax bench step --config=experiments/rsm_sudoku.py:quick      a training step, variants of it in turns
     python -m trm_jax bench inference speed                                    cycles per second, batching, tries
+    python -m trm_jax bench suite --against=COMMIT                             a fixed list, against another commit
 
 `python -m trm_jax bench JOB --help` says what each can do.
 """
@@ -12,7 +13,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-JOBS = {"step": "bench_step", "inference": "bench_inference"}
+JOBS = {"step": "bench_step", "inference": "bench_inference", "suite": "bench_suite"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
