@@ -162,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="of every measurement (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of the result")
     parser.add_argument("--earlier", type=Path, metavar="FILE", help="JSON file of an earlier run, to compare with")
-    parser.add_argument("--against", default=None, type=arguments.text, metavar="COMMIT", help="a commit to compare with")
+    parser.add_argument("--against", default=None, type=arguments.text, metavar="COMMIT",
+                        help="a commit to compare with")
     arguments.add_format(parser, "text", "json")
     args = parser.parse_args(argv)
     if args.earlier and args.against:
