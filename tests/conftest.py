@@ -15,6 +15,20 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Files whose tests train, compile much or start processes; all others are marked fast.
+NOT_FAST = {f"test_{name}.py" for name in (
+    "arc_runs", "checkpoints", "compare", "deep_supervision", "distributed", "experiments", "family", "golden",
+    "inference", "interruptions", "maze_figures", "network", "processes", "run_folder", "scaling", "slurm", "solve",
+    "train", "updates", "watch", "wheel")}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name not in NOT_FAST:
+            item.add_marker(pytest.mark.fast)

@@ -15,8 +15,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 READMES = [*ROOT.glob("*.md"), *(file for folder in ("experiments", "launch", "trm_jax", "tests")
                                  for file in (ROOT / folder).glob("*.md"))]
 
-pytestmark = pytest.mark.fast
-
 
 class Parsed(Exception):
     """A command line that the parser took."""

@@ -10,7 +10,6 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-pytestmark = pytest.mark.fast
 
 
 @pytest.fixture(scope="module")
