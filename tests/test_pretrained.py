@@ -102,8 +102,8 @@ def test_pytorch_containers(name):
 def test_starts_in_16_bits_stay_exact(tmp_path):
     """The published code keeps H_init and L_init in bfloat16; ours widen them, and the file has them as they were."""
     published, theirs = golden("trm_mlp")
-    start = "_orig_mod.model.inner.H_init"
-    theirs[start] = theirs[start].astype(ml_dtypes.bfloat16)
+    for start in ("_orig_mod.model.inner.H_init", "_orig_mod.model.inner.L_init"):
+        theirs[start] = theirs[start].astype(ml_dtypes.bfloat16)
     torch_files.write(tmp_path / "w.safetensors", theirs)
     read = torch_files.read(tmp_path / "w.safetensors").weights
     found = published_systems.infer(read, told(published) | {"forward_dtype": "bfloat16"})
@@ -266,6 +266,26 @@ def sudoku():
     return weights_file.Export(e, shape, {"name": "sudoku", "box_rows": 2, "box_cols": 2}, Weights(*made), {
         "parameters": "EMA", "step": 3, "total_steps": 9, "L": 6, "evaluation": None, "dtype": "float32",
         "versions": {}})
+
+
+def test_what_is_exported_has_the_dtype_that_the_published_code_computes_in(sudoku):
+    arch = dataclasses.replace(sudoku.experiment.arch, forward_dtype="bfloat16")
+    made = published_names.state_dict(*sudoku.weights, arch)
+    assert {name: str(made[name].dtype) for name in ("H_init", "L_init", "lm_head.weight")} == {
+        "H_init": "bfloat16", "L_init": "bfloat16", "lm_head.weight": "float32"}
+
+
+def test_a_config_beside_the_file_must_say_what_the_experiment_says(tmp_path, sudoku, capsys):
+    ours, theirs = (str(tmp_path / f"{name}.safetensors") for name in ("ours", "step_3"))
+    weights_file.save(ours, sudoku, "float32")
+    assert pub.main(["export", ours, "--out", theirs]) == 0
+    e = sudoku.experiment
+    other = dataclasses.replace(e, arch=dataclasses.replace(e.arch, H_cycles=2))
+    with pytest.raises(PretrainedError, match="contradicts --config: H_cycles is 3 there, 2 in the experiment"):
+        pub.load(theirs, other, seq_len=16)
+    assert pub.load(theirs, other, seq_len=16, H_cycles=2)[0].experiment.arch.H_cycles == 2
+    assert pub.load(theirs, e, seq_len=16)[0].experiment == e
+    capsys.readouterr()
 
 
 def test_from_ours_to_theirs_and_back_on_the_command_line(tmp_path, sudoku, capsys):

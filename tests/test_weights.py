@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests import tiny
 from trm_jax import config, puzzles
 from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
@@ -238,7 +239,20 @@ def test_evaluating_a_file_under_another_config_names_the_fields(tmp_path, expor
     with pytest.raises(WeightsError) as caught:
         evaluate.evaluate_file(other, tmp_path, tmp_path / "w")
     assert "arch.hidden_size: the file has 16, now 32" in str(caught.value)
-    assert "lr: the file has 0.001, now 0.5" in str(caught.value) and "data.path" not in str(caught.value)
+    assert "lr" not in str(caught.value) and "data.path" not in str(caught.value), "they change no answer"
+
+
+def test_rows_of_the_table_are_evaluated_by_the_names_of_their_puzzles(tmp_path, exported):
+    folder = tiny.arc_dataset(tmp_path / "arc", num_aug=1)
+    e = tiny.experiment(folder, data={"puzzle": "arc"})
+    data, names = Dataset.load(e), dataset.load_identifiers(folder)
+    table = np.arange(len(names) * 2, dtype=np.float32).reshape(-1, 2)
+    turned = exported._replace(weights=exported.weights._replace(table=table[::-1]), identifiers=names[::-1])
+    mine = evaluate.rows_by_name(turned, data, e)
+    np.testing.assert_array_equal(mine.weights.table, table)
+    assert mine.identifiers == names and mine.shape.num_puzzle_identifiers == len(names)
+    with pytest.raises(WeightsError, match=f"have not learned 1 of the {len(names)} puzzle identifiers"):
+        evaluate.rows_by_name(turned._replace(identifiers=[*names[:0:-1], "other"]), data, e)
 
 
 def test_command_line(tmp_path, run, capsys):

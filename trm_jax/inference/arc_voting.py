@@ -30,7 +30,9 @@ from trm_jax.runtime.errors import UserError
 
 PASS_AT = (1, 2, 5, 10, 100, 1000)
 ATTEMPTS = 2  # of a Kaggle submission
-NO_ANSWER = [[0]]  # the attempt of a test input nobody answered, or whose answer is no grid
+# The attempt of a test input that nobody answered, or whose answer is no grid. The published code writes [] there.
+# Kaggle's sample submission holds grids of 0; an empty list is no grid.
+NO_ANSWER = [[0]]
 PIECE = 4096  # predictions cropped at once
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -9,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from trm_jax import config
+from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
 from trm_jax.evaluation.evaluator import Evaluator
 from trm_jax.evaluation.tables import table
@@ -59,16 +62,42 @@ def evaluate(experiment, workdir: str | os.PathLike[str],
     return result
 
 
+# Fields of the network that training alone looks at.
+NOT_ASKED = tuple(f"arch.{name}" for name in (
+    "loss.loss_type", "remat", "attention", "grad_calls", "grad_cycles", "prob_detach_prev_H", "halt_exploration_prob",
+    "halt_max_steps", "step_loss_decay", "update_noise", "solver_decay"))
+
+
+def rows_by_name(export: weights_file.Export, data: Dataset, experiment: config.Experiment) -> weights_file.Export:
+    """With the rows of the puzzle table in the order of the dataset's identifiers; as it is where it names none."""
+    table = export.weights.table
+    if export.identifiers is None or table is None or experiment.data.puzzle != "arc":
+        return export
+    row = {name: i for i, name in enumerate(export.identifiers)}
+    names = dataset.load_identifiers(experiment.data.path)
+    if missing := [name for name in names if name not in row]:
+        raise WeightsError(f"the weights have not learned {len(missing):,} of the {len(names):,} puzzle identifiers of "
+                           f"{experiment.data.path}: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}")
+    weights = export.weights._replace(table=table[np.array([row[name] for name in names])])
+    shape = dataclasses.replace(export.shape, num_puzzle_identifiers=len(names))
+    return export._replace(weights=weights, shape=shape, identifiers=names)
+
+
 def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike[str], path: str | os.PathLike[str],
                   note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """As evaluate.evaluate, but of a weights file: dataset and evaluation settings are those of `experiment`.
 
+    ARC's puzzles are known by the names of their identifiers, in whatever order the file and the dataset have them.
+
     Raises:
-      WeightsError: listing every field outside of these in which it differs from the file's own config.
+      WeightsError: listing every field that changes an answer in which it differs from the file's own config; or
+        identifiers of the dataset that the file has not learned.
     """
     export, data, mesh = weights_file.load(path), Dataset.load(experiment), distributed.data_mesh()
     theirs, ours = config.to_json(export.experiment), config.to_json(experiment)
-    found = {name: pair for name, pair in config.differences(theirs, ours).items() if name not in ("data.path", "seed")}
+    found = {name: pair for name, pair in config.differences(theirs, ours).items()
+             if name == "data.puzzle" or name.startswith("arch.") and name not in NOT_ASKED}
+    export = rows_by_name(export, data, experiment)
     for name, a, b in (*((f"dataset {k}", v, getattr(data.shape, k)) for k, v in vars(export.shape).items()),
                        ("dataset puzzle", export.puzzle, puzzle_of(data.domain))):
         if a != b:

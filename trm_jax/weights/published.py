@@ -50,7 +50,10 @@ def load(path: str | os.PathLike[str], experiment: config.Experiment | None = No
 
     Args:
       experiment: whose weights they are. None: one that is inferred, fit for answering puzzles.
-      given: fields of UNTOLD; seq_len; puzzle.
+      given: fields of UNTOLD; seq_len; puzzle; identifiers, the dataset folder (theirs or ours) that names the rows of
+        the puzzle table, which ARC's weights are worth nothing without.
+
+    What the config saved beside the file says of these fields must be what the experiment says, unless given.
 
     Raises PretrainedError, FileError, ConfigError or PuzzleError.
     """
@@ -59,7 +62,7 @@ def load(path: str | os.PathLike[str], experiment: config.Experiment | None = No
     contents = torch_files.read(path)
     if ours.KEY in contents.extras:
         raise PretrainedError(f"{path} is a file of trm_jax.weights already")
-    puzzle = given.pop("puzzle", None)
+    puzzle, folder = given.pop("puzzle", None), given.pop("identifiers", None)
     saved = published_systems.saved_config(path, contents.extras) or None
     if experiment is None:
         found = published_systems.infer(contents.weights, given, saved)
@@ -68,7 +71,9 @@ def load(path: str | os.PathLike[str], experiment: config.Experiment | None = No
         L = found.arch.L_cycles
     else:
         seq_len, raw = given.pop("seq_len", None), config.to_json(experiment)
-        raw["arch"] |= {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name, value in given.items() if value is not None}
+        raw["arch"] |= given
+        _require_saved(path, saved or {}, raw["arch"], given)
         experiment = config.parse(raw)
         domain = _configured_domain(experiment, seq_len)
         bare = strip_prefixes(contents.weights)
@@ -77,19 +82,54 @@ def load(path: str | os.PathLike[str], experiment: config.Experiment | None = No
                                    Shape(domain.seq_len, domain.vocab_size, rows),
                                    dict.fromkeys(raw["arch"], "the experiment"))
         L = contents.extras.get("active_L", experiment.arch.L_cycles + sum(experiment.curriculum_L_to_add))
+    names = None
+    if domain.name == "arc":
+        names = _row_names(path, folder, found.shape.num_puzzle_identifiers)
     made = from_published(contents.weights, found.arch, found.shape)
     named = re.search(r"step_(\d+)", Path(path).name)
     step = int(contents.extras.get("step", named[1] if named else 0))
     return ours.Export(experiment, found.shape, puzzles.puzzle_of(domain), Weights(*made), {
         "parameters": "published", "step": step, "total_steps": max(1, step, experiment.total_steps), "L": int(L),
         "evaluation": None, "dtype": "float32", "versions": distributed.versions(),
-        "source": {"file": os.fspath(path), "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}}), found
+        "source": {"file": os.fspath(path), "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}}, names
+    ), found
+
+
+def _require_saved(path, saved: Mapping[str, Any], arch: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises where the config that the published program saved says otherwise than the experiment."""
+    from trm_jax.weights.published_systems import UNTOLD
+    moot = ("pos_encodings",) if arch["mlp_t"] else ()  # the published MLP-T block does not look at it
+    if not arch["halting_head"]:
+        moot += ("halt_max_steps", "no_ACT_continue")
+    if arch["supervision"] == "terminal":
+        moot += ("H_cycles", "L_cycles")  # they grow
+    if arch["mlp_t"]:
+        moot += ("num_heads",)
+    wrong = [f"{name} is {saved[name]!r} there, {arch[name]!r} in the experiment" for name in UNTOLD
+             if name in saved and name not in (*given, *moot, "puzzle_emb_len", "forward_dtype")
+             and saved[name] != arch[name]]
+    if wrong:
+        raise PretrainedError(f"the config saved with {path} contradicts --config: {'; '.join(wrong)}; take another "
+                              "experiment, or say which is right with an option (see --help)")
+
+
+def _row_names(path, folder: str | os.PathLike[str] | None, rows: int) -> list[str]:
+    """Names of the puzzle table's rows, from the dataset folder that the weights were trained on."""
+    from trm_jax.data import dataset
+    if folder is None:
+        raise PretrainedError(f"{path} does not name the {rows:,} rows of its puzzle table: give the dataset folder "
+                              "that it was trained on with --identifiers=FOLDER")
+    names = dataset.load_identifiers(folder)
+    if len(names) != rows:
+        raise PretrainedError(f"{folder} names {len(names):,} puzzle identifiers, the table of {path} has {rows:,} "
+                              "rows: it was trained on another dataset")
+    return names
 
 
 def _domain(shape: Shape, puzzle: str | None) -> puzzles.Domain:
     """The one domain with grids and a vocabulary like these."""
     fits = {}
-    for name in ("sudoku", "maze") if puzzle is None else (puzzle,):
+    for name in ("sudoku", "maze", "arc") if puzzle is None else (puzzle,):
         try:
             domain = puzzles.get(name, seq_len=shape.seq_len)
         except puzzles.PuzzleError:
@@ -182,7 +222,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                                  + (" (8 in everything published)" if name == "num_heads" else ""))
     reads.add_argument("--config", type=arguments.text,
                        help="the experiment whose weights they are, e.g. trm_mlp_sudoku")
-    reads.add_argument("--puzzle", help="sudoku or maze, where grid and vocabulary do not tell")
+    reads.add_argument("--puzzle", help="sudoku, maze or arc, where grid and vocabulary do not tell")
+    reads.add_argument("--identifiers", metavar="FOLDER", type=arguments.text, help="ARC: the dataset folder that the "
+                       "weights were trained on, theirs or ours; its identifiers.json names the puzzle table's rows")
     reads.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored tensors")
     writes.add_argument("source", type=arguments.text, help="folder of a run, a file of trm_jax weights, or a name")
     writes.add_argument("--prefix", help="in front of every name; by default what the published training writes")
@@ -191,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> None:
-        given = {name: getattr(args, name) for name in (*OPTIONS, "puzzle") if hasattr(args, name)}
+        given = {name: getattr(args, name) for name in (*OPTIONS, "puzzle", "identifiers") if hasattr(args, name)}
         if args.what == "show":
             print(show(args.file, given))
         elif args.what == "import":

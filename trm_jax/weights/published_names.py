@@ -164,16 +164,14 @@ def state_dict(params: Mapping, fixed: Mapping, table, arch: config.Arch, core: 
                prefix: str = "") -> dict[str, np.ndarray]:
     """All that the published module saves: with the latents' starts, the puzzle table and a tied head's second copy.
 
-    The starts are in the module's dtype where that loses nothing, as the published code has them.
+    The starts are in the module's dtype, as the published code needs them: its states take theirs from them. Ours are
+    rounded to it before they are used, so that nothing changes.
     """
     out = to_published(params, arch, core or core_name(arch))
     if arch.tie_head:
         out[HEAD] = out[EMBEDDING]
     for name in fixed_names(arch):
-        out[name] = np.asarray(fixed[name])
-        narrow = out[name].astype(arch.forward_dtype)
-        if np.array_equal(narrow.astype(np.float32), out[name]):
-            out[name] = narrow
+        out[name] = np.asarray(fixed[name]).astype(arch.forward_dtype)
     if table is not None:
         out[TABLE] = np.asarray(table)
     return {prefix + name: value for name, value in out.items()}
