@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from trm_jax import config
+from trm_jax import config, puzzles
 from trm_jax.data import dataset, pipeline
 from trm_jax.data.loading import Dataset
 from trm_jax.evaluation import tables
@@ -79,7 +79,8 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike[str], second
 
 def _identifiers(experiment: config.Experiment) -> list[str] | None:
     """Names of the puzzle table's rows, where puzzles have any."""
-    return dataset.load_identifiers(experiment.data.path) if experiment.data.puzzle == "arc" else None
+    identifies = puzzles.domain_class(experiment.data.puzzle).identifies_tasks
+    return dataset.load_identifiers(experiment.data.path) if identifies else None
 
 
 def headline(system: System, workdir, step: int) -> str:

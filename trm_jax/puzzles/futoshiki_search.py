@@ -9,16 +9,15 @@ Shapes: n the side, C = n * n cells. signs: int64 [2, C], what stands right of a
 is the smaller one of the two, 1 where it is the greater one, 0 where there is no sign.
 """
 
-import numba
 import numpy as np
+
+from trm_jax.puzzles.compiled import jit
 
 _GAMMA, _MIX1, _MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S33 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(33)
 
-_jit = numba.njit(cache=True, nogil=True)
 
-
-@_jit
+@jit
 def _below(stream, k):
     """Next number of a SplitMix64 stream ([1] uint64), reduced to 0..k-1."""
     stream[0] += _GAMMA
@@ -28,7 +27,7 @@ def _below(stream, k):
     return np.int64((z ^ (z >> _S31)) >> _S33) % k
 
 
-@_jit
+@jit
 def _below_highest(mask):
     """All bits under the highest one of a mask."""
     bit = 1
@@ -37,7 +36,7 @@ def _below_highest(mask):
     return bit - 1
 
 
-@_jit
+@jit
 def _narrow(cand, signs, n):
     """Takes away what cannot be, in place, to the fixed point; False on a contradiction."""
     moved = True
@@ -72,7 +71,7 @@ def _narrow(cand, signs, n):
     return True
 
 
-@_jit
+@jit
 def _search(stack, signs, n, limit, budget, shuffle, stream, answer):
     """(solutions of stack[0], up to `limit`; -1: the budget of guesses was spent; guesses). answer: the first one."""
     count, guesses, depth = 0, 0, 0
@@ -117,13 +116,13 @@ def _search(stack, signs, n, limit, budget, shuffle, stream, answer):
         alive = _narrow(stack[depth], signs, n)
 
 
-@_jit
+@jit
 def _start(stack, digits, n):
     for c in range(n * n):
         stack[0, c] = 1 << (digits[c] - 1) if digits[c] else (1 << n) - 1
 
 
-@_jit
+@jit
 def _digit(mask):
     digit = 0
     while mask:
@@ -132,7 +131,7 @@ def _digit(mask):
     return digit
 
 
-@_jit
+@jit
 def solve_range(digits, signs, n, limit, budget, counts, answers):
     """digits int64 [B, C] (0: open), signs [B, 2, C] -> counts [B], answers [B, C] (the first one; 0: none)."""
     stack, masks = np.empty((n * n + 1, n * n), np.int64), np.zeros(n * n, np.int64)
@@ -144,7 +143,7 @@ def solve_range(digits, signs, n, limit, budget, counts, answers):
             answers[i, c] = _digit(masks[c]) if counts[i] > 0 else 0
 
 
-@_jit
+@jit
 def generate_range(first, base, n, givens, budget, digits, signs, answers, guesses):
     """Puzzles number first, first + 1, ... of which nothing can be spared, but for `givens` digits that are added."""
     C = n * n
