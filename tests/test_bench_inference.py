@@ -7,7 +7,6 @@ import pytest
 
 from tests import scripted, tiny
 from tests.scripted import NEVER, blanked
-from tests.test_solve import tiny_export
 from trm_jax import puzzles
 from trm_jax.inference.settings import Settings
 from trm_jax.models.network import Weights
@@ -75,7 +74,7 @@ def test_spend_gives_every_way_the_same(subject):
 
 def test_commands(tmp_path, capsys):
     tiny.make_dataset(tmp_path / "data", test=9)
-    weights_file.save(tmp_path / "w", tiny_export())
+    weights_file.save(tmp_path / "w", tiny.export())
     source = [f"--weights={tmp_path / 'w'}", "--compilation_cache=", f"--data={tmp_path / 'data'}"]
     out = tmp_path / "r.json"
     assert bench_inference.main(["spend", *source, "--cycles=2", "--restarts=1,2", "--vary=start", "--examples=4",

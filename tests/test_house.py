@@ -92,3 +92,8 @@ def _imported(file: pathlib.Path) -> set[str]:
 def test_no_two_classes_with_one_name():
     count = collections.Counter(name for file in FILES for name in definitions(file))
     assert not {name: n for name, n in count.items() if n > 1}
+
+
+def test_no_test_imports_another():
+    for file in (ROOT / "tests").glob("test_*.py"):
+        assert not [name for name in _imported(file) if name.startswith("tests.test_")], file.name

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.test_report import write
+from tests import tiny
 from trm_jax import puzzles
 from trm_jax.inference import solver
 from trm_jax.reports import pictures, report
@@ -20,7 +20,8 @@ def colours(ax) -> list[str]:
 
 
 def test_accuracy_lines(tmp_path):
-    runs = [write(tmp_path / name, {2: 0.5, 16: 0.75}, sample="all of the split", settled_cycles=4) for name in "ab"]
+    runs = [tiny.write_evaluation(tmp_path / name, {2: 0.5, 16: 0.75}, sample="all of the split", settled_cycles=4)
+            for name in "ab"]
     figure = pictures.accuracy([r for run in runs for r in report.newest(run)], ["first", "second"])
     [ax] = figure.axes
     solid = {line.get_label(): line for line in ax.lines if line.get_label() in ("first", "second")}
@@ -36,7 +37,7 @@ def test_accuracy_lines(tmp_path):
 
 
 def test_shares_of_nothing_are_gaps(tmp_path):
-    run = write(tmp_path, {2: 0.5, 4: None})
+    run = tiny.write_evaluation(tmp_path, {2: 0.5, 4: None})
     figure = pictures.accuracy(report.newest(run), ["a"])
     np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), [50, np.nan])
     pictures.save(figure, tmp_path / "a.svg")
@@ -71,7 +72,7 @@ def test_the_surer_the_darker(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    run = write(tmp_path / "a", {2: 0.5, 16: 0.75})
+    run = tiny.write_evaluation(tmp_path / "a", {2: 0.5, 16: 0.75})
     out = str(tmp_path / "out.png")
     assert pictures.main(["accuracy", f"--out={out}", run, f"{run}/eval/step_10.json", "--labels", "x", "y"]) == 0
     assert capsys.readouterr().out == out + "\n" and (tmp_path / "out.png").exists()
@@ -82,13 +83,13 @@ def test_command_line(tmp_path, capsys):
     (["--out=/dev/null/out.png"], "was not written"), (["--out=out.doc"], "was not written")])
 def test_command_line_refuses(tmp_path, capsys, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
-    run = write(tmp_path / "a", {2: 0.5})
+    run = tiny.write_evaluation(tmp_path / "a", {2: 0.5})
     assert pictures.main(["accuracy", "--out=out.png", run, *args]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, capsys, monkeypatch):
-    run, real = write(tmp_path / "a", {2: 0.5}), builtins.__import__
+    run, real = tiny.write_evaluation(tmp_path / "a", {2: 0.5}), builtins.__import__
 
     def missing(name, *args, **kwargs):
         if name.split(".")[0] == "matplotlib":
@@ -100,7 +101,7 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, capsys, monkeypatc
 
 
 def test_an_evaluation_outside_of_a_run_is_named_by_its_file(tmp_path):
-    source = write(tmp_path / "a", {2: 0.5})
+    source = tiny.write_evaluation(tmp_path / "a", {2: 0.5})
     (tmp_path / "mine.json").write_text((tmp_path / "a" / "eval" / "step_10.json").read_text())
     assert json.loads((tmp_path / "mine.json").read_text())["step"] == 10
     names = [pictures._label(r) for path in (source, tmp_path / "mine.json") for r in report.newest(path)]

@@ -1,24 +1,15 @@
 """The table shows what the evaluations say, cut off; the checks fail what they should and nothing else."""
 
-import json
 
 import pytest
 
+from tests import tiny
 from trm_jax.reports import report
 
 
-def write(folder, exact: dict[int, float], name="step_10.json", finished="2026-01-01T00:00:00", **more):
-    figures = [{"H_test": H, "L_test": L, "n": 200, "exact_accuracy": value, "settled": value}
-               for L in more.pop("inner", (4,)) for H, value in exact.items()]
-    (folder / "eval").mkdir(parents=True, exist_ok=True)
-    (folder / "eval" / name).write_text(json.dumps(
-        {"figures": figures, "step": 10, "dataset": "data/x", "finished": finished} | more))
-    return str(folder)
-
-
 def test_table_rows_columns_mean(tmp_path, capsys):
-    a = write(tmp_path / "a", {16: 0.99996, 64: 0.5})
-    b = write(tmp_path / "b", {16: 0.98, 32: 0.97})
+    a = tiny.write_evaluation(tmp_path / "a", {16: 0.99996, 64: 0.5})
+    b = tiny.write_evaluation(tmp_path / "b", {16: 0.98, 32: 0.97})
     assert report.main([a, b]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["exact", "%", "at", "H", "=", "16", "32", "64", "n", "step", "dataset"]
@@ -28,8 +19,8 @@ def test_table_rows_columns_mean(tmp_path, capsys):
 
 
 def test_the_newest_evaluation_counts(tmp_path):
-    write(tmp_path, {16: 0.1}, "step_9.json", "2026-01-02T00:00:00")
-    write(tmp_path, {16: 0.2}, "step_10.json", "2026-01-01T00:00:00")
+    tiny.write_evaluation(tmp_path, {16: 0.1}, "step_9.json", "2026-01-02T00:00:00")
+    tiny.write_evaluation(tmp_path, {16: 0.2}, "step_10.json", "2026-01-01T00:00:00")
     [result] = report.newest(tmp_path)
     assert result.exact(16) == 0.1 and result.path.name == "step_9.json"
     [named] = report.newest(tmp_path / "eval" / "step_10.json")
@@ -37,7 +28,7 @@ def test_the_newest_evaluation_counts(tmp_path):
 
 
 def test_inner_cycles_are_rows_of_their_own(tmp_path):
-    write(tmp_path, {16: 0.5}, inner=(4, 8))
+    tiny.write_evaluation(tmp_path, {16: 0.5}, inner=(4, 8))
     assert [r.label for r in report.newest(tmp_path)] == [f"{tmp_path} L 4", f"{tmp_path} L 8"]
 
 
@@ -50,7 +41,7 @@ def test_inner_cycles_are_rows_of_their_own(tmp_path):
     ({4: 1.0, 16: 0.98, 64: 0.98, 256: 0.98, 512: 0.1}, None),  # outside of the depths asked for
 ])
 def test_checks(tmp_path, capsys, exact, fails):
-    run = write(tmp_path, exact)
+    run = tiny.write_evaluation(tmp_path, exact)
     status = report.main([run, "--min_exact=97.5", "--at=64", "--max_drop=1", "--between", "16", "256"])
     out = capsys.readouterr().out
     assert status == (1 if fails else 0)
@@ -58,7 +49,7 @@ def test_checks(tmp_path, capsys, exact, fails):
 
 
 def test_one_failure_among_many_fails(tmp_path, capsys):
-    runs = [write(tmp_path / str(i), {64: value}) for i, value in enumerate((0.99, 0.2, 0.98))]
+    runs = [tiny.write_evaluation(tmp_path / str(i), {64: value}) for i, value in enumerate((0.99, 0.2, 0.98))]
     assert report.main([*runs, "--min_exact=97.5", "--at=64"]) == 1
     assert "2 of 3 pass" in capsys.readouterr().out
 
@@ -67,14 +58,14 @@ def test_one_failure_among_many_fails(tmp_path, capsys):
     (None, "has not been evaluated"), ("{", "is not JSON"), ("{}", "is not an evaluation"), ("[]", "is not an")])
 def test_what_cannot_be_read(tmp_path, capsys, content, message):
     if content is not None:
-        write(tmp_path, {16: 0.5})
+        tiny.write_evaluation(tmp_path, {16: 0.5})
         (tmp_path / "eval" / "step_10.json").write_text(content)
     assert report.main([str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_depth_that_was_not_measured(tmp_path, capsys):
-    assert report.main([write(tmp_path, {16: 0.5}), "--min_exact=1", "--at=64"]) == 2
+    assert report.main([tiny.write_evaluation(tmp_path, {16: 0.5}), "--min_exact=1", "--at=64"]) == 2
     assert "has no figure at H_test 64; it has 16" in capsys.readouterr().err
 
 

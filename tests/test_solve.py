@@ -12,30 +12,17 @@ import numpy as np
 import pytest
 
 import trm_jax
+from tests import tiny
 from tests.scripted import DOMAIN, GRID, NEVER, Scripted, blanked, text
-from trm_jax import config
-from trm_jax.data.shape import Shape
 from trm_jax.inference import command, slots, text_film
 from trm_jax.inference.settings import InferenceError
 from trm_jax.inference.solver import SolveError, Solver, Trace
-from trm_jax.models.network import Model, Weights
-from trm_jax.puzzles import puzzle_of
 from trm_jax.weights import weights_file
 
 
 @pytest.fixture(scope="module")
 def solver():
     return Solver(Scripted().bind(), DOMAIN)
-
-
-def tiny_export(seed: int = 0) -> weights_file.Export:
-    """A real network, untrained."""
-    arch = config.Arch(hidden_size=16, mlp_hidden_size=16, mixer_hidden_size=16, puzzle_emb_ndim=16, puzzle_emb_len=1,
-                       forward_dtype="float32")
-    e, shape = config.Experiment(arch=arch, data=config.Data(path="nowhere")), Shape(16, 6)
-    made = Weights(*jax.jit(Model(arch, shape).init)(jax.random.key(seed)))
-    return weights_file.Export(e, shape, puzzle_of(DOMAIN), made, {
-        "parameters": "EMA", "step": 1, "total_steps": 2, "L": 3, "evaluation": None, "dtype": "float32"})
 
 
 def test_every_puzzle_stops_when_its_own_answer_stands(solver):
@@ -114,7 +101,7 @@ def test_trace_is_the_same_answer(solver):
 
 
 def test_a_real_network_equals_the_plain_loop():
-    export = tiny_export()
+    export = tiny.export()
     given = DOMAIN.draw_symmetry(np.random.default_rng(1), 7).apply(np.tile(blanked(8), (7, 1)))
     model, w = export.model, export.weights
 
@@ -138,7 +125,7 @@ def test_a_real_network_equals_the_plain_loop():
 
 
 def test_later_calls_compile_nothing():
-    solver = Solver.of(tiny_export())
+    solver = Solver.of(tiny.export())
     solver.solve([text(3)] * 5, max_cycles=4)
     programs = slots.begin, slots.advanced, slots.refill
     sizes = [program._cache_size() for program in programs]
@@ -192,7 +179,7 @@ def test_side_by_side_fits_the_columns():
 @pytest.fixture
 def cli(solver, monkeypatch, capsys, tmp_path):
     """(arguments, standard input) -> (status, out, err), with the scripted model."""
-    weights_file.save(tmp_path / "w", tiny_export())
+    weights_file.save(tmp_path / "w", tiny.export())
     monkeypatch.setattr(Solver, "of", lambda export: solver)
 
     def run(*args, stdin=""):
@@ -272,7 +259,7 @@ def test_what_is_done_is_printed_when_interrupted(cli, solver, monkeypatch):
 
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path):
-    weights_file.save(tmp_path / "w", tiny_export())
+    weights_file.save(tmp_path / "w", tiny.export())
     (tmp_path / "p.txt").write_text("".join(text(i % 12) + "\n" for i in range(3000)))
     command_line = (f"{sys.executable} -m trm_jax.solve --weights={tmp_path / 'w'} --compilation_cache= --max_cycles=2 "
                     f"--file={tmp_path / 'p.txt'} 2>{tmp_path / 'err'} | head -3")
@@ -300,7 +287,7 @@ def test_a_puzzle_without_a_solution_is_told_so(cli):
 
 def test_watched_tries_are_those_that_solve_makes():
     """A real network, untrained: what matters is that each try thinks about the same turned puzzle."""
-    solver = Solver.of(tiny_export())
+    solver = Solver.of(tiny.export())
     puzzles = [blanked(5), blanked(9)]
     for number, puzzle in enumerate(puzzles):
         watched = list(solver.traces(puzzle, 3, tries=3, seed=7, number=number))
@@ -346,7 +333,7 @@ sys.exit(os.wait()[1] != 0)
 
 
 def test_a_forked_child_is_told_that_it_would_hang(tmp_path):
-    weights_file.save(tmp_path / "w", tiny_export())
+    weights_file.save(tmp_path / "w", tiny.export())
     assert subprocess.run([sys.executable, "-c", FORKED, str(tmp_path / "w")], timeout=300).returncode == 0
 
 
@@ -387,5 +374,5 @@ def test_solver_is_exported_and_import_stays_light(tmp_path):
         trm_jax.Solvers  # noqa: B018
     code = "import sys, trm_jax; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    weights_file.save(tmp_path / "w", tiny_export())
+    weights_file.save(tmp_path / "w", tiny.export())
     assert len(Solver.load(tmp_path / "w").solve([text(2)], max_cycles=2)) == 1

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests import browser as chromium
+from tests import tiny
 from tests.scripted import DOMAIN, GRID, NEVER, Scripted, text
-from tests.test_solve import tiny_export
 from trm_jax import puzzles
 from trm_jax.inference.solver import Answer, Solver, Trace
 from trm_jax.puzzles import arc
@@ -176,7 +176,7 @@ def test_animation_has_a_frame_per_cycle(solver):
 
 @pytest.fixture(scope="module")
 def export():
-    return tiny_export()
+    return tiny.export()
 
 
 @pytest.fixture

@@ -12,9 +12,12 @@ import pytest
 from trm_jax import config, puzzles
 from trm_jax.data import arc_build, dataset, sources
 from trm_jax.data.loading import Dataset
+from trm_jax.data.shape import Shape
+from trm_jax.models.network import Model, Weights
 from trm_jax.runtime import checkpoints, distributed, metrics
 from trm_jax.training import step
 from trm_jax.training.system import System
+from trm_jax.weights import weights_file
 
 SUDOKU4 = puzzles.get("sudoku", box_rows=2, box_cols=2)
 
@@ -45,6 +48,27 @@ def arc_dataset(folder, num_aug: int = 3, test_subset: str = "evaluation"):
     tasks, _ = arc_build.read_subsets(ARC_JSON, ["training", "evaluation", "concept"], test_subset)
     arc_build.build(folder, tasks, test_subset, num_aug=num_aug, seed=0, provenance={"puzzle": {"name": "arc"}})
     return folder
+
+
+def export(seed: int = 0) -> weights_file.Export:
+    """A real network, untrained."""
+    arch = config.Arch(hidden_size=16, mlp_hidden_size=16, mixer_hidden_size=16, puzzle_emb_ndim=16, puzzle_emb_len=1,
+                       forward_dtype="float32")
+    e, shape = config.Experiment(arch=arch, data=config.Data(path="nowhere")), Shape(16, 6)
+    made = Weights(*jax.jit(Model(arch, shape).init)(jax.random.key(seed)))
+    return weights_file.Export(e, shape, puzzles.puzzle_of(SUDOKU4), made, {
+        "parameters": "EMA", "step": 1, "total_steps": 2, "L": 3, "evaluation": None, "dtype": "float32"})
+
+
+def write_evaluation(folder, exact: dict[int, float], name="step_10.json", finished="2026-01-01T00:00:00",
+                     **more) -> str:
+    """Writes what an evaluation of a run leaves in its folder; returns the folder."""
+    figures = [{"H_test": H, "L_test": L, "n": 200, "exact_accuracy": value, "settled": value}
+               for L in more.pop("inner", (4,)) for H, value in exact.items()]
+    (folder / "eval").mkdir(parents=True, exist_ok=True)
+    (folder / "eval" / name).write_text(json.dumps(
+        {"figures": figures, "step": 10, "dataset": "data/x", "finished": finished} | more))
+    return str(folder)
 
 
 def merge(old: dict, new: dict) -> dict:

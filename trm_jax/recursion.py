@@ -250,7 +250,7 @@ def logit_change(new: Array, old: Array) -> Array:
 
 
 class Watched(NamedTuple):
-    """An unroll that keeps an eye on its decoded answer."""
+    """The state of an unroll, with what its decoded answer has done so far."""
 
     latents: Any  # AnyLatents
     answer: Any  # decode(y), e.g. tokens [B, S]
@@ -273,8 +273,8 @@ def unroll_watched(core: Core | Cores, watched: Watched, x: Array, steps: int | 
     """`unroll` that counts, per example, for how many cycles the answer decode(y) [B, ...] has stood still.
 
     Args:
-      halts: latents -> bool [B], asked after each cycle: who wants to stop stays as it is from there on, whatever the
-        others of the batch still do (its answer counts as unchanged). When all have, nothing is computed any more.
+      halts: latents -> bool [B], asked after each cycle: an example that is True stays as it is from there on (its
+        answer counts as unchanged). When all are, nothing is computed any more.
     """
     def advance(w: Watched) -> Watched:
         latents = cycle(core, w.latents, x, L)

@@ -138,7 +138,7 @@ class Votes:
         return pooled
 
     def score(self, pass_at: tuple[int, ...] = PASS_AT) -> dict[str, Any]:
-        """{"pass@K": share of the tasks, ..., how it was come by}; what nobody answered is wrong.
+        """{"pass@K": share of the tasks, ..., how it was measured}; a task without an answer is wrong.
 
         The shares are None where the right answers are not known.
         """

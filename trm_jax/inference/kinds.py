@@ -1,4 +1,4 @@
-"""Which kind of puzzle something is, for those who give it to weights of another kind."""
+"""Names the kind of a puzzle that was given to weights of another kind."""
 
 from __future__ import annotations
 

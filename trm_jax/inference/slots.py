@@ -1,6 +1,6 @@
 """Test-time compute on the device: a batch of slots, each with a job of its own. Pure functions.
 
-    unrolled   the same number of cycles for all, 20,000 of them if you like, in constant memory
+    unrolled   the same number of cycles for all, in constant memory
     advance    cycles for B slots, each of which stops by a rule of its own and stands still from there on
 
 and the programs that engine.py, which decides who works on what, runs on batches of slots: `begin`, `refill`,

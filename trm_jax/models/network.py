@@ -353,7 +353,7 @@ class Bound:
         return self.embed_rows(tokens, self.model.rows(self.weights.table, identifiers))
 
     def embed_rows(self, tokens: Array, rows: Array) -> Array:
-        """As `embed`, for whoever has read the puzzle table already: rows [B, puzzle_emb_ndim]."""
+        """As `embed`, with rows [B, puzzle_emb_ndim] that were read from the puzzle table before."""
         return self.model.embed(self.weights.params, tokens, rows)
 
     def initial_latents(self, tokens: Array, keys: Array | None = None) -> AnyLatents:

@@ -346,7 +346,7 @@ class Arc(Domain):
         return False  # a list is one of tasks
 
     def split(self, text: str) -> list[Piece]:
-        """Tasks are JSON: a text is none, and is kept whole for whoever says what else it is."""
+        """A task is JSON, so no text is one: the text is kept whole, and a message can say what else it is."""
         return [Piece(text, 1, 1)] if text.strip() else []
 
     def encode(self, text: str) -> np.ndarray:

@@ -108,7 +108,7 @@ def engine_settings(s: Sweep, **more) -> Settings:
 
 
 def measure(subject: Measured, settings: Sweep, note: Callable[[str], None] = say) -> dict[str, Any]:
-    """All points, each with n and the number of right answers; what they are of and how they were come by."""
+    """Measures every curve: points with n and the number of right answers. Records dataset, weights and settings."""
     begun = time.perf_counter()
     s, mesh = subject, distributed.data_mesh(jax.local_devices()[:1])
     evaluator = Evaluator(s.system, s.data, mesh)

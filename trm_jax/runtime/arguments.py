@@ -118,7 +118,7 @@ def _short(given: str) -> str:
 
 
 def add_source(parser: Any, names: Sequence[str], default: str | None = None) -> None:
-    """--weights, and --workdir for those who think of a run: `source` of the parsed arguments.
+    """--weights or --workdir, two names for one thing: `source` of the parsed arguments.
 
     Args:
       names: of the weights that come with the package.

@@ -6,8 +6,8 @@ A contract answers three questions, with pure functions of arrays:
     begin(fixed, carry, batch, key)                   which puzzle and which latents each slot starts from
     loss(params, rows, start, H, L, key)              the loss, and what the slots hold afterwards
 
-and says, for those who split arrays over devices and count, where the batch is in a carry's arrays and what a step
-costs. The trainer knows no more than that.
+It also has `batch_axes`, the batch axis of each array of a carry (for sharding), and `train_flops`, the cost of a step.
+The trainer knows no more than that.
 
 - Terminal: one loss, at the end of the recursion (RSM).
 - DeepSupervision: several steps on a puzzle, a loss and an update at each, until the network wants to halt (HRM, TRM).
