@@ -47,7 +47,8 @@ def describe(experiment: Experiment) -> str:
         f"system         {system_line(e)}",
         f"one core call  {human(model.core_flops(), 'FLOP')} per example"
         + (f"; of f_H {human(model.calls_flops(1), 'FLOP')}" if e.arch.H_layers else ""),
-        f"whole run      {steps:,} steps of {B} = {steps * B:,} examples, {human(flops, 'FLOP')}",
+        f"whole run      {steps:,} steps of {B} = {steps * B:,} examples, {human(flops, 'FLOP')}; "
+        f"{flops / 3.6e15:.2g} h at 1 TFLOP/s (training shows its own)",
         f"state          {human(state_bytes, 'B')} (parameters, moments, EMA, table, carry) on every device"
         + (", but a table of so many rows is shared out" if shape.num_puzzle_identifiers > SPLIT_ROWS else ""),
         f"activations    about {human(activation_bytes(system, deepest) * B, 'B')} for a batch of {B} at L {deepest}, "
