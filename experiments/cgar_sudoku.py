@@ -6,9 +6,10 @@ Variants (--config=experiments/cgar_sudoku.py:NAME)
     (none)   trm_mlp_sudoku with both. Claims of the authors, whose code was not to be had; not repeated by us: 86.02 %
              in 6.4 h of an A100 where TRM-MLP took 10.9 h for 86.65 % (n 423,168: the 422,786 test puzzles with the
              padding of the last batch). The model card says 87.32 for the same run.
-    quick    at the size and on the puzzles of trm_mlp_sudoku:quick, up to (3, 4). Not measured by us yet.
+    quick    at the size and on the puzzles of eqr_sudoku:quick, up to (3, 4). 90.5 % exact of 200 test puzzles at 16
+             steps, 91.5 at 64, seed 0.
 
-Data: as trm_mlp_sudoku.
+Data: as eqr_sudoku.
 """
 
 import pathlib
@@ -28,4 +29,6 @@ def get_config(variant: str = ""):
     c.curriculum_milestones, c.curriculum_heads_to_add = (30.0, 60.0), (1, 1)
     c.curriculum_L_milestones, c.curriculum_L_to_add = (30.0, 60.0), (1, 1) if variant else (2, 2)
     c.arch.step_loss_decay = 0.7
+    if variant == "quick":
+        config_lib.experiment_file(pathlib.Path(__file__).with_name("eqr_sudoku.py")).small(c)
     return c
