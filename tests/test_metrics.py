@@ -75,6 +75,32 @@ def test_resume_drops_what_will_be_done_again(tmp_path):
     assert starts == [21], "TensorBoard hides what the first session wrote from there on"
 
 
+def test_tensorboard_is_complete_when_it_is_flushed(tmp_path):
+    writer = MetricWriter(tmp_path)
+    for step in range(1, 101):
+        writer.write(step, {"loss": 1.0})
+    writer.flush()
+    assert [e.step for e in events(tmp_path) if e.summary.value] == list(range(1, 101))  # as a kill would leave it
+    writer.close()
+
+
+def test_an_evaluation_that_will_be_done_again_is_dropped(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.write(20, {"loss": 1.0})
+        writer.write(20, {"eval/exact_accuracy/H1_L1": 1.0})
+    with MetricWriter(tmp_path, resume_step=20, evaluated=True):
+        assert len(records(tmp_path)) == 2
+    with MetricWriter(tmp_path, resume_step=20, evaluated=False):
+        assert records(tmp_path) == [{"step": 20, "loss": 1.0}]
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"step": "x"}', '{"step": null}', '{"loss": 1}', "[" * 5000, '"x"'])
+def test_lines_that_are_no_records_block_nothing(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n' + line + "\n")
+    with MetricWriter(tmp_path, resume_step=5):
+        assert records(tmp_path) == [{"step": 1, "loss": 1.0}]
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
     with MetricWriter(tmp_path) as writer:
         writer.write(5, {"loss": 1.0})

@@ -45,6 +45,7 @@ def save(result: dict[str, Any], workdir: str | os.PathLike[str], of: str = "",
     return path
 
 
+@distributed.together()
 def evaluate(experiment, workdir: str | os.PathLike[str],
              note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run, or its last one if none has been evaluated yet.
@@ -83,6 +84,7 @@ def rows_by_name(export: weights_file.Export, data: Dataset, experiment: config.
     return export._replace(weights=weights, shape=shape, identifiers=names)
 
 
+@distributed.together()
 def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike[str], path: str | os.PathLike[str],
                   note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """As evaluate.evaluate, but of a weights file: dataset and evaluation settings are those of `experiment`.

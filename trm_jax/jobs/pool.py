@@ -22,6 +22,7 @@ from trm_jax.runtime import distributed, files
 from trm_jax.training import run_folder
 
 
+@distributed.together()
 def pool(experiment: config.Experiment, workdir: str | os.PathLike[str],
          note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """Evaluates every checkpoint that the run has kept (checkpoint.keep_last, keep_best) and pools their votes at the

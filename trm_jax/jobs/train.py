@@ -45,6 +45,7 @@ def stream(experiment: config.Experiment, data: Dataset):
         process_count=jax.process_count())
 
 
+@distributed.together()
 def train(experiment: config.Experiment, workdir: str | os.PathLike[str], seconds: float = math.inf) -> dict[str, Any]:
     """Trains to the end of the schedule and evaluates; continues by itself where `workdir` holds a checkpoint.
 
@@ -63,7 +64,6 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike[str], second
     if experiment.init_from and not run_folder.has_checkpoint(workdir):  # a run that has one goes on from there
         start = initial.read(experiment.init_from, System(experiment, data.shape, steps), _identifiers(experiment))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(distributed.together())
         batches = stream(experiment, data)
         stack.callback(batches.close)
         distributed.require_shared(workdir)
