@@ -8,14 +8,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter  # SummaryWriter's flush leaves what waits in its thread
+from tensorboardX.proto import event_pb2
 
 from trm_jax.runtime.distributed import is_primary
 from trm_jax.runtime.files import plain_json, write_file
 from trm_jax.runtime.progress import Values, plain_value
+
+_EVENTS: Any = event_pb2  # its classes are made when it is imported
 
 
 class MetricWriter:
@@ -35,9 +40,13 @@ class MetricWriter:
         path, board = workdir / "metrics.jsonl", workdir / "tensorboard"
         if path.exists():
             _truncate(path, resume_step, evaluated)
-        purge = resume_step + 1 if board.exists() else None
-        self._open = (path.open("a", encoding="utf-8", buffering=1),
-                      SummaryWriter(str(board), purge_step=purge, flush_secs=30))
+        is_resumed = board.exists()
+        board.mkdir(exist_ok=True)
+        events = EventsWriter(str(board / "events"))
+        if is_resumed:  # TensorBoard hides what the session before wrote from here on
+            events.write_event(_EVENTS.Event(wall_time=time.time(), step=resume_step + 1,
+                                             session_log=_EVENTS.SessionLog(status=_EVENTS.SessionLog.START)))
+        self._open = path.open("a", encoding="utf-8", buffering=1), events
 
     def write(self, step: int, values: Values) -> None:
         """Records `values` at `step`. Not-a-number and infinities become the strings "nan", "inf" and "-inf" in
@@ -53,7 +62,8 @@ class MetricWriter:
         lines.write(json.dumps({"step": int(step), **plain_json(plain)}, allow_nan=False) + "\n")
         for name, value in plain.items():
             if not isinstance(value, str) and math.isfinite(value):
-                board.add_scalar(name, value, int(step))
+                board.write_event(_EVENTS.Event(wall_time=time.time(), step=int(step),
+                                                summary=summary.scalar(name, value)))
 
     def flush(self) -> None:
         if self._open is not None:
