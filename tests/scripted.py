@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trm_jax import puzzles, recursion
+from trm_jax.config import Arch
 from trm_jax.models.network import Bound, Weights
 from trm_jax.recursion import Latents
 
@@ -21,6 +22,8 @@ class Scripted:
 
     test_step = staticmethod(recursion.outer_cycle)
     test_cycles = 1
+    arch = Arch()
+    draws = False
 
     def bind(self, weights=None, L=2):
         return Bound(self, weights or Weights({}, {}, None), L)

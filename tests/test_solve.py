@@ -20,6 +20,12 @@ from trm_jax.inference.solver import SolveError, Solver, Trace
 from trm_jax.weights import weights_file
 
 
+@pytest.fixture(autouse=True)
+def one_try(monkeypatch):
+    """Unless a test says otherwise, a puzzle gets the plain try only; tests/test_guesses.py is about the usual ones."""
+    monkeypatch.setattr(Solver, "usual", {"vary": "symmetry", "tries": 1, "max_cycles": 256})
+
+
 @pytest.fixture(scope="module")
 def solver():
     return Solver(Scripted().bind(), DOMAIN)

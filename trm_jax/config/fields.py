@@ -58,6 +58,11 @@ class Arch:
     mlp_hidden_size: int = 0  # 0: by expansion. Otherwise the channel SwiGLU's hidden size itself
     mixer_hidden_size: int = 0  # 0: by expansion. Otherwise the token-mixing SwiGLU's hidden size itself
     mlp_t: bool = True  # tokens are mixed by a SwiGLU over the sequence; False: by attention
+    # Tokens are mixed through the units of the puzzle's rules (rows, columns, boxes), the same for all of them; mlp_t
+    # then says nothing, and mixer_hidden_size is of one kind of unit. With candidates a token is not a cell but one of
+    # the values that it may hold. Ours; see models/units.py.
+    units: bool = False
+    candidates: bool = False
     # auto: of long sequences the scores are never all alive at once, by cuDNN's fused attention where it can be had
     # (NVIDIA GPUs, bfloat16), else block by block. See models/attention.py.
     attention: Literal["auto", "whole", "blocks", "cudnn"] = "auto"
@@ -93,7 +98,7 @@ class Arch:
     @property
     def mixer(self) -> str:
         """What mixes tokens, by its name in models/layers.py."""
-        return "mlp" if self.mlp_t else "attention"
+        return "units" if self.units else "mlp" if self.mlp_t else "attention"
 
 
 @dataclasses.dataclass(frozen=True)

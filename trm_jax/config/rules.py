@@ -134,6 +134,14 @@ def no_cudnn(head: int, forward_dtype: str) -> str:
 def _impossible_attention(e: Experiment, need: Need) -> None:
     a = e.arch
     head, rest = divmod(a.hidden_size, max(a.num_heads, 1))
+    need(a.units or not a.candidates, "arch.candidates", "needs arch.units = True")
+    if a.units:
+        need(a.mlp_t, "arch.mlp_t", "must be True with arch.units: there is no attention")
+        need(a.mixer_hidden_size >= 1, "arch.mixer_hidden_size", "must be given with arch.units: of one kind of unit")
+        need(a.puzzle_emb_ndim == 0, "arch.puzzle_emb_ndim", "must be 0 with arch.units: a prefix is in no unit")
+        need(a.pos_encodings == "none", "arch.pos_encodings", "must be 'none' with arch.units: it knows no positions")
+        need(not (a.candidates and a.tie_head), "arch.tie_head", "must be False with arch.candidates: what is read and "
+             "what is answered are not the same tokens")
     need(a.rope_columns >= 0, "arch.rope_columns", "must not be negative")
     need(not a.rope_columns or a.pos_encodings == "rope", "arch.rope_columns", "needs arch.pos_encodings = 'rope'")
     if a.mlp_t:

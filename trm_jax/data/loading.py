@@ -43,4 +43,4 @@ class Dataset:
     @property
     def shape(self) -> Shape:
         m = self.train.metadata
-        return Shape(m.seq_len, m.vocab_size, m.num_puzzle_identifiers)
+        return Shape(m.seq_len, m.vocab_size, m.num_puzzle_identifiers, self.domain.units)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from trm_jax import puzzles
 from trm_jax.config import Data
 from trm_jax.data import making
 from trm_jax.data.shape import Shape
 
 # Of the published datasets: shape and training groups.
-PUBLISHED = {"sudoku": (Shape(seq_len=81, vocab_size=11), 3_831_994),
+PUBLISHED = {"sudoku": (Shape(seq_len=81, vocab_size=11, units=puzzles.get("sudoku").units), 3_831_994),
              "maze": (Shape(seq_len=900, vocab_size=6), 1000),
              "arc": (Shape(seq_len=900, vocab_size=12, num_puzzle_identifiers=960_961), 960)}
 
@@ -19,5 +20,5 @@ def expected(data: Data) -> tuple[Shape, int]:
     """
     if data.make.source in ("generate", "csv") or data.puzzle not in PUBLISHED:
         domain = making.domain_of(data)
-        return Shape(domain.seq_len, domain.vocab_size), data.make.train or domain.usual[0]
+        return Shape(domain.seq_len, domain.vocab_size, units=domain.units), data.make.train or domain.usual[0]
     return PUBLISHED[data.puzzle]

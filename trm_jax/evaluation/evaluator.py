@@ -16,7 +16,7 @@ from trm_jax.data.loading import Dataset
 from trm_jax.evaluation import calibration
 from trm_jax.evaluation.scores import Marks, mark, score, share
 from trm_jax.evaluation.unroll import Answers, answers_at, unit
-from trm_jax.inference import arc_voting, engine
+from trm_jax.inference import answering, arc_voting, engine
 from trm_jax.inference.settings import Settings
 from trm_jax.models.network import Weights
 from trm_jax.runtime import distributed
@@ -91,8 +91,8 @@ class Evaluator:
         def solved(numbers: np.ndarray) -> tuple[engine.Results, Marks]:
             domain, rows = self._data.domain, self.rows[numbers]
             [batch] = pipeline.test_batches(self._data.test, len(rows), rows=rows)
-            r = engine.solve(bound, batch["inputs"], settings, mesh=mesh, identifiers=batch["puzzle_identifiers"],
-                             numbers=numbers, **engine.rules(domain))
+            r = answering.solve(bound, domain, batch["inputs"], settings, mesh=mesh,
+                                identifiers=batch["puzzle_identifiers"], numbers=numbers)
             return r, mark(domain, batch["inputs"], batch["labels"], r.answers.tokens)
         mine = np.asarray(distributed.my_rows(n))
         parts = [(r.answers.verified, r.answers.attempt, marks.right, marks.valid, r.cycles, r.core_calls,

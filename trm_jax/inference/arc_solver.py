@@ -78,19 +78,21 @@ class ArcSolver(Solver, puzzle="arc"):
         return list(self._rows)
 
     def solve(self, puzzles: Sequence[Mapping[str, Any]], *, max_cycles: int = 16, settle: int = 0, symmetries: int = 0,
+              seconds: float = 0.0,
               report: Callable[[int, int], None] | None = None, each: Callable[[int, Answer], None] | None = None,
               numbers: Sequence[int] | None = None, **settings: Any) -> list[ArcAnswer]:
         """Answers in the order of the tasks.
 
         Args:
-          max_cycles, settle, each, settings: as Solver.solve's. One try per symmetry, so `numbers` change nothing.
+          max_cycles, settle, seconds, each, settings: as Solver.solve's. One try per symmetry, so `numbers` change
+            nothing.
           symmetries: of a task at most so many of its identifiers are asked, the task as it is first; 0: all.
         """
         if isinstance(puzzles, (str, Mapping)):
             raise SolveError("tasks must be a list of tasks; put the one in brackets")
         if settings.get("tries", 1) != 1:
             raise SolveError(f"tries = {settings['tries']}: a task of ARC is tried once under each symmetry")
-        asked_for = Settings(max_cycles=max_cycles, settle=settle, **settings)
+        asked_for = Settings(**{"max_seconds": seconds * len(puzzles)} | settings, max_cycles=max_cycles, settle=settle)
         answers: list[Any] = [None] * len(puzzles)
         inputs, rows, read = [], [], {}
         for i, task in enumerate(puzzles):

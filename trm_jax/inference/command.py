@@ -30,6 +30,7 @@ import jax
 from trm_jax import puzzles
 from trm_jax.inference.choice import CRITERIA, ORDER
 from trm_jax.inference.requests import Request, read_path, read_requests
+from trm_jax.inference.settings import VARY
 from trm_jax.inference.solver import Answer, SolveError, Solver, Trace
 from trm_jax.inference.text_film import frames, side_by_side
 from trm_jax.runtime import arguments, distributed
@@ -46,10 +47,11 @@ def open_source(args: argparse.Namespace) -> weights_file.Export:
     return weights_file.read(args.source)
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
+def add_source(parser: argparse.ArgumentParser, max_cycles: int | None = 256) -> None:
+    """max_cycles: the default; None: what suits the weights."""
     arguments.add_source(parser, weights_file.named(), weights_file.DEFAULT)
     arguments.add_cache(parser, distributed.COMPILED)
-    arguments.add_max_cycles(parser, 256)
+    arguments.add_max_cycles(parser, max_cycles)
     arguments.add_settle(parser)
 
 
@@ -85,11 +87,11 @@ def add_puzzles(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = arguments.Parser("python -m trm_jax solve", __doc__)
-    add_source(parser)
-    arguments.add_tries(parser)
-    parser.add_argument("--vary", default="symmetry", choices=("symmetry", "start", "cycle", "draw"), help="tell tries "
-                        "apart by a symmetry of the puzzle, noise at the start or in every cycle, or what the network "
-                        "draws itself (%(default)s)")
+    add_source(parser, max_cycles=None)
+    arguments.add_tries(parser, default=None, what="tries of a puzzle that the rules do not accept; 1: one")
+    parser.add_argument("--vary", choices=VARY, help="tell tries apart by a symmetry of the puzzle, by guessed cells, "
+                        "by noise at the start or in every cycle, or by what the network draws itself (what suits the "
+                        "weights)")
     parser.add_argument("--sigma", type=arguments.number(0), default=0.3, help="of that noise (%(default)s)")
     parser.add_argument("--choose", type=arguments.listed(arguments.one_of(*CRITERIA)), default=ORDER,
                         help="between the answers of tries none of which is verified; some of "
@@ -98,14 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "than this share of themselves; 0: never mind")
     parser.add_argument("--calls", type=arguments.integer(0), default=0, help="of the network, for one puzzle with all "
                         "its tries; 0: no limit")
-    parser.add_argument("--seconds", type=arguments.number(0), default=0, help="for all puzzles together; 0: no limit")
+    parser.add_argument("--seconds", type=arguments.number(0), default=20, metavar="N", help="for a puzzle, on average "
+                        "where tries do not differ by guesses; 0: no limit (%(default)s)")
+    parser.add_argument("--total_seconds", type=arguments.number(0), default=0, metavar="N",
+                        help="for all puzzles together; 0: no limit (%(default)s)")
     arguments.add_seed(parser, "of the tries")
     parser.add_argument("--format", choices=("text", "json", "picture"), help="of the answers on standard output: a "
                         "line of text each, a line of JSON each, or drawn (default: drawn on a terminal, else text)")
     parser.add_argument("--watch", action="store_true", help="show the plain answer as it fills in")
     add_puzzles(parser)
     args = parser.parse_args(dashed(argv))
-    if args.watch and (args.tries > 1 and args.vary != "symmetry" or args.format == "json"):
+    if args.watch and ((args.tries or 1) > 1 and args.vary not in (None, "symmetry") or args.format == "json"):
         parser.error("--watch shows tries that differ by a symmetry, as pictures: without --vary and --format=json")
     return guarded(lambda: _answer(args, argv))
 
@@ -128,10 +133,10 @@ def _answer(args: argparse.Namespace, argv: Sequence[str]) -> int:
             return 0 if all(answer.verified for answer in answers) else 1
         printer = _Printer(solver, asked, args.format or ("picture" if tty else "text"), color)
         try:
-            answers = _shared(solver, asked, printer.take, max_cycles=args.max_cycles,
-                              settle=args.settle, tries=args.tries, vary=args.vary, sigma=args.sigma,
-                              seed=args.seed, max_seconds=args.seconds, max_calls=args.calls,
-                              tolerance=args.tolerance, choose=args.choose)
+            given = {name: getattr(args, name) for name in ("max_cycles", "tries", "vary") if getattr(args, name)}
+            answers = _shared(solver, asked, printer.take, seconds=args.seconds, settle=args.settle, sigma=args.sigma,
+                              seed=args.seed, max_seconds=args.total_seconds, max_calls=args.calls,
+                              tolerance=args.tolerance, choose=args.choose, **given)
         except KeyboardInterrupt:
             printer.print_rest()
             raise
@@ -192,18 +197,18 @@ def what_next(answers: Sequence[Answer], args: argparse.Namespace, argv: Sequenc
                  and answer.stop != "interrupted" and "no solution" not in answer.reason]
     if not open_ones or not any(answer.tryable for answer in open_ones):
         return ""
-    settled = sum(answer.settled for answer in open_ones)
-    tries = args.tries if 2 * settled < len(open_ones) and args.tries > 1 else max(16, 4 * args.tries)
-    cycles = args.max_cycles if 2 * settled > len(open_ones) else 4 * args.max_cycles
-    names = ("--tries", "--restarts", "--max_cycles", "--max_steps", "--cycles", "--limit")
+    changes = {"--seconds": f"{4 * args.seconds:g}"} if args.seconds else {}
+    if args.tries is not None:
+        changes |= {"--tries": str(max(16, 4 * args.tries))}
+    names = (*changes, *(("--restarts",) if args.tries is not None else ()))
     kept, skip = [], False
     for word in argv:
         if skip or word.partition("=")[0] in names:
             skip = not skip and "=" not in word
             continue
         kept.append(word)
-    command = shlex.join(["python", "-m", "trm_jax", "solve", f"--tries={tries}", f"--max_cycles={cycles}", *kept])
-    return arguments.plain(f"{len(open_ones)} of {len(answers)} not verified; more tries, and longer ones, find more: "
+    command = shlex.join(["python", "-m", "trm_jax", "solve", *map("=".join, changes.items()), *kept])
+    return arguments.plain(f"{len(open_ones)} of {len(answers)} not verified; more tries and more time find more: "
                            f"{command}" + ("" if args.puzzle or args.file or args.example else " < PUZZLES"))
 
 
@@ -222,11 +227,11 @@ def _watch(solver: Solver, request: Request, number: int, args: argparse.Namespa
     try:
         for trace, answer in traces_of(solver, request, number, args):
             columns = shutil.get_terminal_size().columns
-            print(f"{titled(name, answer, args.tries)} ({'highlighted' if color else '*'}: changed since the grid "
+            print(f"{titled(name, answer, args.tries or 1)} ({'highlighted' if color else '*'}: changed since the grid "
                   "before; clash: a broken rule)")
             print(side_by_side(frames(solver.domain, trace, color), columns), flush=True)
-            if not answer.verified and answer.attempt < args.tries:
-                print(arguments.plain(f"{titled(name, answer, args.tries)} is given up: {answer.reason}"),
+            if not answer.verified and answer.attempt < (args.tries or 1):
+                print(arguments.plain(f"{titled(name, answer, args.tries or 1)} is given up: {answer.reason}"),
                       file=sys.stderr, flush=True)
     except puzzles.PuzzleError as error:
         answer = Answer.refused(error)
@@ -242,8 +247,8 @@ def titled(name: str, answer: Answer, tries: int) -> str:
 def traces_of(solver: Solver, request: Request, number: int,
               args: argparse.Namespace) -> Iterator[tuple[Trace, Answer]]:
     """The tries of a puzzle; raises PuzzleError where there is no puzzle to trace."""
-    return solver.traces(request.puzzle, args.max_cycles, settle=args.settle, tries=args.tries, seed=args.seed,
-                         number=number)
+    return solver.traces(request.puzzle, args.max_cycles or 256, settle=args.settle, tries=args.tries or 1,
+                         seed=args.seed, number=number)
 
 
 def dashed(argv: Sequence[str]) -> list[str]:

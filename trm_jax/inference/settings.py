@@ -10,6 +10,8 @@ import numpy as np
 from trm_jax.inference.choice import CRITERIA, ORDER
 from trm_jax.runtime.errors import UserError
 
+VARY = ("symmetry", "guess", "start", "cycle", "draw")
+
 
 class InferenceError(UserError):
     """Settings that cannot work; the message names them."""
@@ -24,8 +26,12 @@ class Settings:
     tolerance: float = 0.0  # stop when |new - old| / |new| of the latents is at most this
     max_calls: int = 0  # core calls for one puzzle, all its tries together
     max_seconds: float = 0.0  # for all puzzles together, compiling included
+    puzzle_seconds: float = 0.0  # for the guesses about one puzzle
     tries: int = 1  # of each puzzle; the first is the plain one
-    vary: Literal["start", "cycle", "symmetry", "draw"] = "symmetry"  # what tells them apart; draw: the network does
+    # What tells them apart: noise at the start or in every cycle, a symmetry of the puzzle, guessed cells (see
+    # guesses.py; the plain try comes first, and has max_cycles), or what the network draws itself.
+    vary: Literal["start", "cycle", "symmetry", "guess", "draw"] = "symmetry"
+    guess_cycles: int = 16  # of a try with guesses, after those of the tries that it goes on from
     sigma: float = 0.3  # standard deviation of the noise (vary: start, cycle)
     choose: tuple[str, ...] = ORDER  # see `choose`
     batch_size: int = 64
@@ -42,9 +48,8 @@ class Settings:
             need(low <= value <= high, name,  # what is not a number is not
                  ("must not be negative" if low == 0 else f"must be at least {low}") if value < low
                  else f"must be at most {high:,}")
-        need(self.vary in ("start", "cycle", "symmetry", "draw"), "vary",
-             "must be one of start, cycle, symmetry, draw")
-        need(self.tries == 1 or self.vary in ("symmetry", "draw") or self.sigma > 0, "sigma",
+        need(self.vary in VARY, "vary", f"must be one of {', '.join(VARY)}")
+        need(self.tries == 1 or self.vary in ("symmetry", "guess", "draw") or self.sigma > 0, "sigma",
              "tries that differ by noise need some of it")
         need(len(self.choose) > 0 and set(self.choose) <= set(CRITERIA), "choose",
              f"must be some of {', '.join(CRITERIA)}, the first one first")
@@ -52,5 +57,6 @@ class Settings:
 
 # Smallest and largest value of each number. The device counts cycles in int32.
 RANGES = {"max_cycles": (1, 2**31 - 1), "settle": (0, 2**31 - 1), "tolerance": (0, 1e9), "max_calls": (0, 2**62),
-          "max_seconds": (0, 1e9), "tries": (1, 2**31 - 1), "sigma": (0, 1e9), "batch_size": (1, 2**20),
+          "max_seconds": (0, 1e9), "puzzle_seconds": (0, 1e9),
+          "guess_cycles": (1, 2**20), "tries": (1, 2**31 - 1), "sigma": (0, 1e9), "batch_size": (1, 2**20),
           "seed": (0, 2**63 - 1)}

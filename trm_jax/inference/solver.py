@@ -13,8 +13,9 @@ import numpy as np
 
 from trm_jax import config, puzzles
 from trm_jax.data import dataset
-from trm_jax.inference import engine
+from trm_jax.inference import answering
 from trm_jax.inference.choice import STOPS, Jobs
+from trm_jax.inference.guesses import can_guess
 from trm_jax.inference.kinds import other_kind
 from trm_jax.inference.settings import Settings
 from trm_jax.models.network import Bound
@@ -160,7 +161,22 @@ class Solver:
     def from_export(cls, export: weights_file.Export) -> Solver:
         return cls(export.bound, export.domain)
 
-    def solve(self, puzzles: Sequence[Any], *, max_cycles: int = 256, settle: int = 8, verify: bool = True,
+    @property
+    def usual(self) -> dict[str, Any]:
+        """Settings that are worth their time with these weights: what is done unless told otherwise.
+
+        A network that mixes through the rules' units concludes from guesses (guesses.py); others gain more from
+        symmetries of the puzzle, in tries of 64 cycles. Without rules nobody knows when to try again.
+        """
+        if can_guess(self._bound, self.domain) and self._bound.model.arch.mixer == "units":
+            return {"vary": "guess", "tries": 16_384, "max_cycles": 64}
+        if self.domain.has_rules and self._bound.model.draws:
+            return {"vary": "draw", "tries": 1024, "max_cycles": 64}
+        if self.domain.has_rules and self.domain.has_symmetries:
+            return {"vary": "symmetry", "tries": 1024, "max_cycles": 64}
+        return {"vary": "start", "tries": 1, "max_cycles": 256}
+
+    def solve(self, puzzles: Sequence[Any], *, seconds: float = 20.0, verify: bool = True,
               report: Callable[[int, int], None] | None = None, each: Callable[[int, Answer], None] | None = None,
               numbers: Sequence[int] | None = None, **settings: Any) -> list[Answer]:
         """Answers in the order of the puzzles.
@@ -168,20 +184,21 @@ class Solver:
         Args:
           puzzles: texts, lists of rows, or arrays of tokens [S]; see `read`. One that cannot be read, or contradicts
             itself, does not stop the others.
-          max_cycles: test steps at most: outer cycles, or supervision steps of a network that was trained with those.
-          settle: a puzzle is done when its answer has stood still for so many of them; 0: go on all the same.
+          seconds: after which a puzzle that is not solved is given up; 0: never for that. Tries that do not differ by
+            guesses are spread over all puzzles, and then so is their time.
           verify: a puzzle is done when the rules accept its answer. Without, they are asked at the end only, and have
             no say in which try's answer is taken.
           report: takes (puzzles done, puzzles at work on) now and then.
           numbers: which puzzle of all each one is, where these are a share of them: its tries are drawn by it. None:
             its place.
           each: takes (number of the puzzle, its answer) as soon as it is there, in whatever order.
-          settings: the other fields of inference.Settings: tries, vary, sigma, max_calls, max_seconds, ...
+          settings: fields of inference.Settings: tries, vary, max_cycles, settle, max_calls, max_seconds, ...; those
+            that are not given are as in `usual`.
         """
         _refuse_fork(Solver._process)
         if isinstance(puzzles, str):
             raise SolveError("puzzles must be a list of puzzles; put the one in brackets")
-        asked_for = Settings(max_cycles=max_cycles, settle=settle, **settings)
+        asked_for = self._settings(len(puzzles), seconds, verify, settings)
         answers: list[Any] = [None] * len(puzzles)
 
         def tell(i: int, answer: Answer) -> None:
@@ -197,16 +214,23 @@ class Solver:
                 tell(i, Answer.refused(error))
         if inputs:
             inputs = np.stack(inputs)
-            found = engine.solve(
-                self._bound, inputs, asked_for, verify=self.verify if verify else None,
-                draw_symmetry=self.domain.draw_symmetry if self.domain.has_symmetries else None, report=report,
-                mesh=self._mesh, numbers=np.asarray(range(len(puzzles)) if numbers is None else numbers)[readable],
+            found = answering.solve(
+                self._bound, self.domain, inputs, asked_for, verify=verify, report=report, mesh=self._mesh,
+                numbers=np.asarray(range(len(puzzles)) if numbers is None else numbers)[readable],
                 finished=lambda i, jobs: tell(readable[i], self._answer(puzzles[readable[i]], inputs[i], jobs)))
             for i, j in enumerate(readable):
                 if answers[j] is None:  # time was up
                     tell(j, self._answer(puzzles[j], inputs[i], found.answers.take([i])) if found.begun[i] else Answer(
                         "", None, False, "budget", 0, 0, "time was up before its turn came", unit=self._bound.unit))
         return answers
+
+    def _settings(self, n: int, seconds: float, verify: bool, given: dict[str, Any]) -> Settings:
+        settings = Settings(**self.usual | ({} if verify else {"tries": 1, "vary": "symmetry"}) | given)
+        if settings.tries == 1 or not seconds:
+            return settings
+        if settings.vary == "guess":
+            return dataclasses.replace(settings, puzzle_seconds=settings.puzzle_seconds or seconds)
+        return dataclasses.replace(settings, max_seconds=settings.max_seconds or seconds * n)
 
     def _answer(self, puzzle: Any, inputs: np.ndarray, jobs: Jobs) -> Answer:
         """jobs: of one row."""

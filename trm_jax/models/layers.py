@@ -18,14 +18,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from trm_jax.models import attention, bfloat16
-from trm_jax.models.updates import TRUNCATED_STD
-
-
-def truncated_normal(std: float):
-    """Initialiser: normal cut at 2 sigma, rescaled so that `std` is the std after the cut."""
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype) * jnp.asarray(std / TRUNCATED_STD, dtype)
-    return init
+from trm_jax.models.initialisers import truncated_normal
+from trm_jax.models.units import UnitMixer, Units
 
 
 def swiglu_hidden(width: int, expansion: float) -> int:
@@ -185,8 +179,9 @@ class Block(nn.Module):
     """Post-norm: h = norm(h + mix(h)); h = norm(h + swiglu(h)). With `scales` (a, b), pre-norm:
     h = a h + b mix(norm(h)); h = a h + b swiglu(norm(h)).
 
-    `mixer` is "mlp" (a SwiGLU over the token axis) or "attention". RSM norms over the feature axis twice;
-    TRM's MLP-T block takes its first norm over the token axis, and so does FPRM's: what the axes here are for.
+    `mixer` is "mlp" (a SwiGLU over the token axis), "attention" or "units" (models/units.py). RSM norms over the
+    feature axis twice; TRM's MLP-T block takes its first norm over the token axis, and so does FPRM's: what the
+    axes here are for.
     """
 
     mixer: str
@@ -199,6 +194,7 @@ class Block(nn.Module):
     mixer_norm_axis: str
     mlp_norm_axis: str
     eps: float
+    units: Units | None = None
 
     @nn.compact
     def __call__(self, h, scales=None):
@@ -217,4 +213,5 @@ class Block(nn.Module):
 MIXERS = {
     "mlp": lambda block: SwiGLU(block.mixer_hidden_size, 0, block.precision, name="mixer"),
     "attention": lambda block: Attention(block.num_heads, block.rope, block.attention, block.precision, name="mixer"),
+    "units": lambda block: UnitMixer(block.mixer_hidden_size, block.units, name="mixer"),
 }

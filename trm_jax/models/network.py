@@ -18,7 +18,9 @@ from flax import linen as nn
 from trm_jax import config, recursion
 from trm_jax.data.shape import Shape
 from trm_jax.models import updates
-from trm_jax.models.layers import Block, Conv, Rope, Scales, rms_norm, swiglu_hidden, truncated_normal
+from trm_jax.models.initialisers import truncated_normal
+from trm_jax.models.layers import Block, Conv, Rope, Scales, rms_norm, swiglu_hidden
+from trm_jax.models.units import STATES, Units, logits_of_candidates, standing
 from trm_jax.recursion import RECURSIONS, AnyLatents, Core, Cores, Cycle, LatentsAndMemory, Leaf, Watched, several
 
 Array = jax.Array
@@ -31,9 +33,9 @@ class Network(nn.Module):
     shape: Shape
 
     def setup(self):
-        a, D, T = self.arch, self.arch.hidden_size, self.shape.seq_len + prefix_len(self.arch)
-        std = D ** -0.5
-        self.embed_tokens = self.param("embed_tokens", truncated_normal(std), (self.shape.vocab_size, D))
+        a, D, T = self.arch, self.arch.hidden_size, token_count(self.arch, self.shape)
+        std, (embedded, decoded) = D ** -0.5, vocabularies(self.arch, self.shape)
+        self.embed_tokens = self.param("embed_tokens", truncated_normal(std), (embedded, D))
         if a.pos_encodings == "learned":
             self.embed_pos = self.param("embed_pos", truncated_normal(std), (T, D))
         def block():
@@ -48,6 +50,7 @@ class Network(nn.Module):
                 mixer_norm_axis=a.mixer_norm_axis,
                 mlp_norm_axis=a.mlp_norm_axis,
                 eps=a.rms_norm_eps,
+                units=Units.read(a, self.shape),
             )
         self.layers = [block() for _ in range(a.L_layers)]  # f_L, or the one network
         self.H_layers = [block() for _ in range(a.H_layers)]  # f_H
@@ -63,7 +66,7 @@ class Network(nn.Module):
         for name in gates(a):
             setattr(self, name, Gate(D))
         if not a.tie_head:
-            self.lm_head = self.param("lm_head", truncated_normal(std), (D, self.shape.vocab_size))
+            self.lm_head = self.param("lm_head", truncated_normal(std), (D, decoded))
         if a.halting_head:
             self.q_head = self.param("q_head", nn.initializers.zeros, (D, 2))
             self.q_head_bias = self.param("q_head_bias", nn.initializers.constant(-5.0), (2,))
@@ -71,6 +74,8 @@ class Network(nn.Module):
     def embed(self, tokens, rows):
         """tokens int [B, S], rows [B, puzzle_emb_ndim] of the puzzle table -> x [T, B, D]."""
         a, D, P, dtype = self.arch, self.arch.hidden_size, prefix_len(self.arch), self.arch.forward_dtype
+        if a.candidates:
+            tokens = standing(tokens, Units.read(a, self.shape).values)
         x = jnp.take(self.embed_tokens, tokens.T, axis=0).astype(dtype)  # [S, B, D]
         if P:
             prefix = jnp.pad(rows, ((0, 0), (0, P * D - a.puzzle_emb_ndim)))
@@ -109,6 +114,8 @@ class Network(nn.Module):
         """
         kernel = self.embed_tokens.T if self.arch.tie_head else self.lm_head
         y, kernel = (a.astype(y.dtype).astype(jnp.float32) for a in (y[prefix_len(self.arch):], kernel))
+        if self.arch.candidates:
+            return logits_of_candidates(jnp.einsum("tbd,dv->tb", y, kernel), self.shape.seq_len)
         return jnp.einsum("sbd,dv->bsv", y, kernel)
 
     def halting(self, y):
@@ -146,6 +153,17 @@ def fixed_names(arch: config.Arch) -> list[str]:
     return jax.tree.leaves(RECURSIONS[arch.recursion].starts(arch.L_cycles)) if arch.start == "fixed" else []
 
 
+def token_count(arch: config.Arch, shape: Shape) -> int:
+    """T."""
+    units = Units.read(arch, shape)
+    return (units.tokens if units else shape.seq_len) + prefix_len(arch)
+
+
+def vocabularies(arch: config.Arch, shape: Shape) -> tuple[int, int]:
+    """Rows of the token embedding, and logits that a token's state is decoded to."""
+    return (STATES, 1) if arch.candidates else (shape.vocab_size, shape.vocab_size)
+
+
 def prefix_len(arch: config.Arch) -> int:
     """P, prefix positions in front of the grid."""
     return arch.puzzle_emb_len or -(-arch.puzzle_emb_ndim // arch.hidden_size)
@@ -177,7 +195,7 @@ class Model:
 
     @property
     def T(self) -> int:
-        return self.shape.seq_len + prefix_len(self.arch)
+        return token_count(self.arch, self.shape)
 
     def init(self, key: Array) -> tuple[Any, dict[str, Array], Array | None]:
         """(params, fixed, table), all float32."""
@@ -321,14 +339,16 @@ class Model:
     def _block_flops(self) -> int:
         a, D, T = self.arch, self.arch.hidden_size, self.T
         mlp = 6 * T * D * (a.mlp_hidden_size or swiglu_hidden(D, a.expansion))
-        if a.mixer == "mlp":
+        if units := Units.read(a, self.shape):
+            mixer = units.flops(D, a.mixer_hidden_size)
+        elif a.mixer == "mlp":
             mixer = 6 * T * D * (a.mixer_hidden_size or swiglu_hidden(T, a.expansion))
         else:
             mixer = 8 * T * D * D + 4 * T * T * D
         return mixer + mlp
 
     def head_flops(self) -> int:
-        return 2 * self.shape.seq_len * self.arch.hidden_size * self.shape.vocab_size
+        return 2 * (self.T - prefix_len(self.arch)) * self.arch.hidden_size * vocabularies(self.arch, self.shape)[1]
 
 
 @jax.tree_util.register_dataclass
@@ -371,7 +391,11 @@ class Bound:
 
     def confidence(self, y: Array) -> Array:
         """float32 [B, S]: the probability of each token of `answer`."""
-        return jax.nn.softmax(self.model.logits(self.weights.params, y), axis=-1).max(-1)
+        return self.probabilities(y).max(-1)
+
+    def probabilities(self, y: Array) -> Array:
+        """float32 [B, S, V], what each cell holds."""
+        return jax.nn.softmax(self.model.logits(self.weights.params, y), axis=-1)
 
     def q_halt(self, y: Array) -> Array:
         """float32 [B], logit of "this is right"; 0 without a halting head."""

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from trm_jax import config
+from trm_jax.models.initialisers import TRUNCATED_STD
 from trm_jax.recursion import Core, LatentsAndMemory, Remembering
 
 Array = jax.Array
 Draw = Callable[[Array, tuple[int, ...]], tuple[Array, Array]]
-TRUNCATED_STD = 0.87962566103423978  # std of a standard normal that is cut at 2 sigma
 EMPTY_GATE = -1e9  # log of the weight that a latent has before its first call: the first proposal replaces it
 
 

@@ -160,6 +160,15 @@ class Domain:
         """Rows, columns of the parts that pictures draw a line around."""
         return self.grid
 
+    @property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """K ways in which the cells are parted into groups that hold no value twice (rows, columns, boxes): of each the
+        number of every cell's group, [K, S]. () where the rules are not of that kind.
+
+        Of a domain with units the tokens are 0 pad, 1 blank, and from 2 on the values.
+        """
+        return ()
+
     # Text.
 
     @property
@@ -242,6 +251,21 @@ class Domain:
     def solutions(self, inputs: np.ndarray) -> Solutions:
         """inputs [B, S] -> how many solutions each has, and one of them, by search: quick, or given up."""
         raise PuzzleError(f"{self.name} cannot be solved by search here")
+
+    def forbidden(self, inputs: np.ndarray) -> np.ndarray:
+        """inputs [S] -> bool [S, V]: what cannot stand in a cell, because of a clue in it or in one of its units."""
+        inputs = np.asarray(inputs)
+        clue = inputs >= 2
+        here = np.zeros((len(inputs), self.vocab_size), bool)
+        here[np.flatnonzero(clue), inputs[clue]] = True
+        found = np.zeros_like(here)
+        for groups in np.array(self.units, int).reshape(-1, len(inputs)):
+            held = np.zeros((groups.max() + 1, self.vocab_size), bool)
+            np.logical_or.at(held, groups, here)
+            found |= held[groups]
+        found[:, :2] = True
+        found[clue] = ~here[clue]
+        return found
 
     # Several right answers.
 

@@ -107,6 +107,13 @@ class Sudoku(Domain):
     def boxes(self) -> tuple[int, int]:
         return self.box_rows, self.box_cols
 
+    @functools.cached_property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """Row, column and box of each cell."""
+        row, col = np.divmod(np.arange(self.seq_len), self.side)
+        box = row // self.box_rows * self.box_rows + col // self.box_cols
+        return tuple(tuple(groups.tolist()) for groups in (row, col, box))
+
     # Text
 
     @functools.cached_property

@@ -13,6 +13,7 @@ from trm_jax.data.published import expected
 from trm_jax.evaluation.unroll import unit
 from trm_jax.models.layers import swiglu_hidden
 from trm_jax.models.network import prefix_len
+from trm_jax.models.units import Units
 from trm_jax.runtime.text import human
 from trm_jax.training.puzzle_table import SPLIT_ROWS
 from trm_jax.training.supervision import detached_calls
@@ -91,6 +92,8 @@ def activation_bytes(system: System, L: int) -> int:
     T, D = model.T, a.hidden_size
     mlp = 3 * T * (a.mlp_hidden_size or swiglu_hidden(D, a.expansion))
     mixer = 3 * D * (a.mixer_hidden_size or swiglu_hidden(T, a.expansion)) if a.mlp_t else 5 * T * D
+    if units := Units.read(a, system.shape):
+        mixer = 3 * T * units.kinds * a.mixer_hidden_size
     calls = L + 1 - detached_calls(model, L)
     inside = mlp + mixer + 6 * T * D  # of a layer
     last = a.H_layers or a.L_layers

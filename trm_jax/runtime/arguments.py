@@ -148,10 +148,11 @@ def add_format(parser: Any, *forms: str) -> None:
     parser.add_argument("--format", choices=forms, default=forms[0], help="of standard output (%(default)s)")
 
 
-def add_max_cycles(parser: Any, default: int, what: str = "test-time budget of a try: outer cycles at most") -> None:
+def add_max_cycles(parser: Any, default: int | None,
+                   what: str = "test-time budget of a try: outer cycles at most") -> None:
     """--max_cycles, which used to be called by many names."""
     option(parser, "--max_cycles", "--max_steps", "--cycles", "--limit", type=integer(1), default=default, metavar="N",
-           help=f"{what} (%(default)s)")
+           help=f"{what} ({'what suits the weights' if default is None else default})")
 
 
 def add_settle(parser: Any, default: int = 8) -> None:
@@ -164,7 +165,11 @@ def add_tries(parser: Any, default: Any = 1, kind: Callable[[str], Any] | None =
               what: str = "tries of a puzzle that the rules do not accept; 1: one") -> None:
     """--tries, which used to be called --restarts."""
     option(parser, "--tries", "--restarts", type=kind or integer(1, 1_000_000), default=default, metavar="N",
-           help=f"{what} ({','.join(map(str, default)) if isinstance(default, tuple) else default})")
+           help=f"{what} ({_shown(default) or 'as many as there is time for'})")
+
+
+def _shown(default: Any) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default or "")
 
 
 def add_seed(parser: Any, what: str) -> None:

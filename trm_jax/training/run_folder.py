@@ -26,7 +26,7 @@ from trm_jax import puzzles
 from trm_jax.config import Experiment
 from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
-from trm_jax.data.shape import Shape
+from trm_jax.data.shape import SIZES, Shape
 from trm_jax.models.network import Weights
 from trm_jax.puzzles import puzzle_of
 from trm_jax.runtime import checkpoints, distributed, files
@@ -201,8 +201,8 @@ class Run:
 
     def require_fit(self, data: Dataset) -> None:
         """Raises DatasetError unless `data` is of the run's kind of puzzles."""
-        found = {**self.puzzle, **vars(self.shape)}
-        now = {**puzzle_of(data.domain), **vars(data.shape)}
+        found = {**self.puzzle, **self.shape.sizes}
+        now = {**puzzle_of(data.domain), **data.shape.sizes}
         if differ := [f"{name} is {now.get(name)!r}, the run's {found.get(name)!r}" for name in {**found, **now}
                       if now.get(name) != found.get(name)]:
             raise dataset.DatasetError(f"{self.workdir} cannot be evaluated on this dataset: {'; '.join(differ)}")
@@ -238,7 +238,7 @@ def claim_data(workdir: str | os.PathLike[str], experiment: Experiment, data: Da
     """
     workdir, path = Path(workdir), Path(experiment.data.path)
     run = Run(workdir, experiment, puzzle_of(data.domain), data.shape, total_steps(experiment, data.train.metadata))
-    now = {"puzzle": run.puzzle, "shape": vars(run.shape), "total_steps": run.total_steps,
+    now = {"puzzle": run.puzzle, "shape": run.shape.sizes, "total_steps": run.total_steps,
            "dataset": {split: dataset.fingerprint(path, split) for split in ("train", "test")}}
     now = json.loads(json.dumps(now))
     if (workdir / DATA).exists():
@@ -287,11 +287,10 @@ def _read_data(workdir: Path) -> dict[str, Any]:
     """puzzle, shape and total_steps of `workdir`/data.json."""
     path, faults = workdir / DATA, []
     found = _read_json(path)
-    names = [field.name for field in dataclasses.fields(Shape)]
     try:
         shape, steps = found["shape"], found["total_steps"]
         domain = puzzles.get(**found["puzzle"])
-        if sorted(shape) != sorted(names) or not all(type(n) is int and n > 0 for n in (steps, *shape.values())):
+        if sorted(shape) != sorted(SIZES) or not all(type(n) is int and n > 0 for n in (steps, *shape.values())):
             faults.append("shape and total_steps must be positive whole numbers")
         elif (domain.seq_len, domain.vocab_size) != (shape["seq_len"], shape["vocab_size"]):
             faults.append("puzzle and shape contradict each other")
@@ -300,4 +299,4 @@ def _read_data(workdir: Path) -> dict[str, Any]:
     if faults:
         raise CheckpointError(f"{path} is not as this program writes it: {faults[0]}. Put the run's own back, or "
                               "remove it where the run's dataset is at hand")
-    return {"puzzle": found["puzzle"], "shape": Shape(**shape), "total_steps": steps}
+    return {"puzzle": found["puzzle"], "shape": Shape(**shape, units=domain.units), "total_steps": steps}

@@ -11,7 +11,6 @@ executes anything from the file.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -29,8 +28,8 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from trm_jax import config, puzzles
-from trm_jax.data.shape import Shape
-from trm_jax.models.network import Bound, Model, Weights
+from trm_jax.data.shape import SIZES, Shape
+from trm_jax.models.network import Bound, Model, Weights, vocabularies
 from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.runtime.files import write_file
@@ -121,7 +120,7 @@ def save(path: str | os.PathLike[str], export: Export, dtype: str = "bfloat16") 
     if broken := sorted(name for name, t in tensors.items() if name != NAMES and not _finite(t)):
         raise WeightsError(f"{path} was not written: {', '.join(broken)} holds what is no finite number; the run has "
                            "gone wrong, take an earlier checkpoint")
-    header = {"format": FORMAT, "config": config.to_json(export.experiment), "shape": dataclasses.asdict(export.shape),
+    header = {"format": FORMAT, "config": config.to_json(export.experiment), "shape": export.shape.sizes,
               "puzzle": export.puzzle, **export.metadata, "dtype": dtype,
               "sha256": {name: _digest(tensor) for name, tensor in tensors.items()}}
     text = json.dumps(header)
@@ -139,7 +138,7 @@ def load(path: str | os.PathLike[str]) -> Export:
             raise WeightsError(f"there is no file {path}")
         with safe_open(path, framework="numpy") as file:
             header = _header(path, file.metadata())
-            experiment, shape = _experiment(path, header), Shape(**header["shape"])
+            experiment, shape = _experiment(path, header)
             _check_sizes(path, header["L"], experiment.arch, shape,
                          {name: list(file.get_slice(name).get_shape()) for name in file.keys()})
             wanted = by_name(Weights(*jax.eval_shape(Model(experiment.arch, shape).init, jax.random.key(0))))
@@ -195,14 +194,13 @@ def _header(path, raw: Mapping[str, str] | None) -> dict[str, Any]:
         if not isinstance(header.get(name), kind):
             raise WeightsError(f"{path}: {name} in its header is {header.get(name)!r:.40}, must be of type "
                                f"{kind.__name__}")
-    fields = [field.name for field in dataclasses.fields(Shape)]
-    if sorted(header["shape"]) != sorted(fields) or not all(
+    if sorted(header["shape"]) != sorted(SIZES) or not all(
             type(n) is int and n > 0 for n in header["shape"].values()):
-        raise WeightsError(f"{path}: shape in its header is {header['shape']!r:.80}, must give {', '.join(fields)}")
+        raise WeightsError(f"{path}: shape in its header is {header['shape']!r:.80}, must give {', '.join(SIZES)}")
     return header
 
 
-def _experiment(path, header: dict[str, Any]) -> config.Experiment:
+def _experiment(path, header: dict[str, Any]) -> tuple[config.Experiment, Shape]:
     try:
         experiment = config.parse(header["config"])
         domain = puzzles.get(**header["puzzle"])
@@ -211,7 +209,7 @@ def _experiment(path, header: dict[str, Any]) -> config.Experiment:
     shape = header["shape"]
     if (domain.seq_len, domain.vocab_size) != (shape["seq_len"], shape["vocab_size"]):
         raise WeightsError(f"{path}: puzzle {header['puzzle']} and shape {shape} in its header contradict each other")
-    return experiment
+    return experiment, Shape(**shape, units=domain.units)
 
 
 def _check_sizes(path, L: int, arch: config.Arch, shape: Shape, tensors: Mapping[str, list[int]]) -> None:
@@ -220,7 +218,7 @@ def _check_sizes(path, L: int, arch: config.Arch, shape: Shape, tensors: Mapping
         return len({name.split("/")[1] for name in tensors if name.startswith(f"params/{kind}_")})
     for what, asked, there in (
             ("arch.L_layers", arch.L_layers, blocks("layers")), ("arch.H_layers", arch.H_layers, blocks("H_layers")),
-            ("vocabulary and arch.hidden_size", [shape.vocab_size, arch.hidden_size],
+            ("vocabulary and arch.hidden_size", [vocabularies(arch, shape)[0], arch.hidden_size],
              tensors.get("params/embed_tokens", []))):
         if asked != there:
             raise WeightsError(f"{path}: {what} in its header is {asked}, but its tensors are those of {there}")
