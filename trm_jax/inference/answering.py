@@ -41,8 +41,8 @@ def solve(bound: Bound, domain: Domain, inputs: np.ndarray, settings: Settings |
                             report=report, finished=finished, **rules)
     if not (verify and can_guess(bound, domain)):
         raise InferenceError("vary = 'guess': guesses need rules to verify by, units (rows, columns) that forbid "
-                             f"values, and a network without noise of its own; {domain.name} or these weights have not. "
-                             "Vary symmetry, start or cycle")
+                             "values, and a network without noise of its own, which is not so for these weights and "
+                             f"{domain.name}; vary symmetry, start or cycle")
     begun, n = time.perf_counter(), len(inputs)
 
     def tell(puzzle: int, answer: Jobs) -> None:

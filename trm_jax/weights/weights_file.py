@@ -38,7 +38,7 @@ from trm_jax.training import run_folder
 FORMAT = 2  # 1: the same without checksums
 MOST_CYCLES, MOST_PREFIX = 1024, 4096  # inner cycles, H_cycles and prefix positions that a header may ask for
 TRAINED = Path(__file__).parent / "trained"  # the files that come with this package, by name
-DEFAULT = "rsm-sudoku-quick"
+DEFAULT = "rsm-sudoku"
 KEY = "trm_jax"
 KEY_DIGEST = "trm_jax.sha256"
 NAMES = "identifiers"  # the tensor that holds them, uint8, a line each
