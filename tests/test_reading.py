@@ -203,8 +203,8 @@ def test_a_folder_of_files(tmp_path):
     ("arc_task.json", SUDOKU, "an ARC task; these weights are for 9x9 Sudoku"),
     ("m_rows.txt", SUDOKU, "6x6 maze; these weights are for 9x9 Sudoku"),
     ("hex0f_dots.txt", SUDOKU, "16x16 Sudoku; these weights are for 9x9 Sudoku"),
-    ("xwing.sdk", MAZE, "9x9 Sudoku; these weights are for 6x6 maze: try --weights=rsm-sudoku-quick"),
-    ("kaggle.csv", MAZE, "9x9 Sudoku; these weights are for 6x6 maze: try --weights=rsm-sudoku-quick"),
+    ("xwing.sdk", MAZE, "9x9 Sudoku; these weights are for 6x6 maze: try --weights=rsm-sudoku"),
+    ("kaggle.csv", MAZE, "9x9 Sudoku; these weights are for 6x6 maze: try --weights=rsm-sudoku"),
     ("json2d.json", HEX, "9x9 Sudoku; these weights are for 16x16 Sudoku"),
     ("xwing.sdk", puzzles.get("arc"), "9x9 Sudoku; these weights are for ARC tasks")])
 def test_another_kind_is_named(file, domain, message):
