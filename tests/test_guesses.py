@@ -8,7 +8,7 @@ import pytest
 from trm_jax import puzzles
 from trm_jax.data.shape import Shape
 from trm_jax.inference import answering
-from trm_jax.inference.guesses import Search, can_guess
+from trm_jax.inference.guesses import GuessSearch, can_guess
 from trm_jax.inference.settings import InferenceError, Settings
 from trm_jax.inference.solver import Solver
 from trm_jax.models.network import Model
@@ -53,11 +53,11 @@ def test_guesses_find_what_the_plain_try_leaves_open(bound, asked):
     assert all(jobs.verified[0] and (jobs.tokens[0] == labels[i]).all() for i, jobs in told)
     assert found.core_calls == found.slot_cycles * bound.core_calls > plain.core_calls
     later = ~plain.answers.verified
-    assert (found.answers.attempt[later] > 0).all() and (found.answers.cycles[later] >= 8).all()
+    assert (found.answers.attempt[later] > 0).all() and (found.answers.cycles[later] >= 4).all()
 
 
 def test_the_same_search_twice_is_the_same(bound, asked):
-    search = Search(bound, DOMAIN)
+    search = GuessSearch(bound, DOMAIN)
     a, b = (search(asked[0][0], SETTINGS) for _ in range(2))
     np.testing.assert_array_equal(a.tokens, b.tokens)
     assert a[1:] == b[1:]
@@ -69,7 +69,7 @@ def test_a_puzzle_without_solution_ends_the_search_by_itself(bound):
     almost = labels.copy()
     almost[[0, 1]] = 1
     almost[[DOMAIN.side, 2 * DOMAIN.side]] = labels[[0, 1]]
-    found = Search(bound, DOMAIN)(almost, SETTINGS)
+    found = GuessSearch(bound, DOMAIN)(almost, SETTINGS)
     assert found.tokens is None and found.nodes == 1
 
 
@@ -77,13 +77,13 @@ def test_a_puzzle_without_solution_ends_the_search_by_itself(bound):
 def test_budgets_are_kept(bound, limit):
     empty = np.ones(DOMAIN.seq_len, np.uint8)  # has too many solutions for one cycle a node to reach any
     settings = Settings(**{"vary": "guess", "tries": 1000, "guess_cycles": 1, "max_cycles": 1, "settle": 0} | limit)
-    found = Search(bound, DOMAIN)(empty, settings)
+    found = GuessSearch(bound, DOMAIN)(empty, settings)
     assert found.nodes <= settings.tries
     assert found.slot_cycles * bound.core_calls <= (settings.max_calls or 10**9)
 
 
 def test_time_is_kept(bound):
-    found = Search(bound, DOMAIN)(np.ones(DOMAIN.seq_len, np.uint8), SETTINGS, until=time.perf_counter())
+    found = GuessSearch(bound, DOMAIN)(np.ones(DOMAIN.seq_len, np.uint8), SETTINGS, until=time.perf_counter())
     assert found.nodes == 0 and found.tokens is None
 
 

@@ -267,8 +267,8 @@ def test_what_is_done_is_printed_when_interrupted(cli, solver, monkeypatch):
 def test_a_closed_pipe_ends_it_quietly(tmp_path):
     weights_file.save(tmp_path / "w", tiny.export())
     (tmp_path / "p.txt").write_text("".join(text(i % 12) + "\n" for i in range(3000)))
-    command_line = (f"{sys.executable} -m trm_jax.solve --weights={tmp_path / 'w'} --compilation_cache= --max_cycles=2 --tries=1 "
-                    f"--file={tmp_path / 'p.txt'} 2>{tmp_path / 'err'} | head -3")
+    command_line = (f"{sys.executable} -m trm_jax.solve --weights={tmp_path / 'w'} --compilation_cache= --max_cycles=2 "
+                    f"--tries=1 --file={tmp_path / 'p.txt'} 2>{tmp_path / 'err'} | head -3")
     done = subprocess.run(command_line, shell=True, capture_output=True, text=True, timeout=300)
     assert len(done.stdout.splitlines()) == 3 and done.stderr == ""
     assert len((tmp_path / "err").read_text().splitlines()) < 1000, "soon"

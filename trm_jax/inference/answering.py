@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from trm_jax.inference import engine
 from trm_jax.inference.choice import VERIFIED, Jobs
 from trm_jax.inference.engine import Results
-from trm_jax.inference.guesses import Search, can_guess
+from trm_jax.inference.guesses import GuessSearch, can_guess
 from trm_jax.inference.settings import InferenceError, Settings
 from trm_jax.models.network import Bound
 from trm_jax.puzzles import Domain
@@ -51,7 +51,7 @@ def solve(bound: Bound, domain: Domain, inputs: np.ndarray, settings: Settings |
     first = engine.solve(bound, inputs, dataclasses.replace(settings, tries=1, vary="symmetry"),
                          identifiers=identifiers, numbers=numbers, mesh=mesh, finished=tell, **rules)
     answers, cycles, slot_cycles = first.answers, first.cycles, first.slot_cycles
-    search, jobs = Search(bound, domain), [first.jobs]
+    search, jobs = GuessSearch(bound, domain), [first.jobs]
     end = begun + settings.max_seconds if settings.max_seconds else float("inf")
     open_puzzles = np.flatnonzero(first.begun & ~answers.verified)
     for done, puzzle in enumerate(open_puzzles.tolist(), n - len(open_puzzles) + 1):

@@ -1,18 +1,19 @@
 """Search over guesses, with the network as the one that draws conclusions.
 
-A node is a puzzle with some of its open cells guessed. The network thinks about the most promising nodes, a few at a
-time, and goes on from the latents of the node that each was made from. The rules are asked three things, and never for
-an answer: is an answer right, which values do a node's clues forbid, and do the cells that the network is sure of
-contradict each other. A node that is not solved is parted by the values of one cell: the one whose two likeliest values
-share it most evenly, since either answer to it says most.
+A node is a puzzle with some of its open cells guessed; the first has none. The network thinks about the most promising
+nodes, a few at a time, each from fresh latents. The rules are asked three things, and never for an answer: is an answer
+right, which values do a node's clues forbid, and which cells of an answer contradict each other. A node that is not
+solved is parted by the values of one cell: one whose two likeliest values share it most evenly, since either answer to
+it says most.
 
     cost of a node = sum over its guesses of -log(probability that the network gave the value)
-                     + CONFLICT_COST for each contradiction among the sure cells of the nodes it was made from
+                     + CONFLICT_COST for each contradiction in the answers to the nodes that it was made from
 
-The cheapest node comes next. Nodes whose clues leave a cell without any value are dropped.
+The cheapest node comes next. Nodes whose clues leave a cell without any value are dropped. A search that takes long
+mostly began with a bad cell, so it begins anew with another draw: after RESTART nodes, then after twice as many, and so
+on.
 
-Best-first search over guesses is an old idea; what is ours is that nothing but the network fills in cells. Source of
-the network's part: RSM's recursion (recursion.py), which may be unrolled from any latents.
+Best-first search with restarts is an old idea; what is ours is that nothing but the network fills in cells.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,10 @@ from trm_jax.models.network import Bound
 from trm_jax.puzzles import Domain
 
 WIDTH = 8  # nodes that are thought about at once: more do not fit into a core's caches
-SURE = 0.9  # from this probability on the network is taken to be sure of a cell
-CONFLICT_COST = 2.0  # in nats
+CONFLICT_COST = 0.1  # in nats
 LEAST = 2e-3  # no value costs more than one of this probability
+SPREAD = 0.3  # the cell is drawn among those that are so near to the best, as a share of it
+RESTART = 128  # nodes until the first new beginning
 
 
 class Found(NamedTuple):
@@ -41,14 +43,14 @@ class Found(NamedTuple):
 
     tokens: np.ndarray | None  # [S]; None: no answer was verified
     nodes: int  # thought about
-    cycles: int  # that led to the answer, from the puzzle's first latents on
+    cycles: int  # of the node that was solved
     slot_cycles: int  # computed, idle slots included
 
 
 class Node(NamedTuple):
+    cost: float
+    order: int  # of its making: the earlier of two with one cost comes first
     tokens: np.ndarray  # [S], clues and guesses
-    latents: Any  # leaves [T, D], of the node that it was made from
-    cycles: int  # that brought these latents
 
 
 def can_guess(bound: Bound, domain: Domain) -> bool:
@@ -57,14 +59,13 @@ def can_guess(bound: Bound, domain: Domain) -> bool:
 
 
 @jax.jit
-def _think(bound: Bound, tokens: jax.Array, latents: Any, cycles: jax.Array) -> tuple[Any, jax.Array]:
-    """tokens [B, S], latents of [T, B, D] -> (latents after so many more cycles, probabilities [B, S, V])."""
+def _think(bound: Bound, tokens: jax.Array, cycles: jax.Array) -> jax.Array:
+    """tokens [B, S] -> probabilities [B, S, V] after so many cycles."""
     x = bound.embed(tokens, jnp.zeros(tokens.shape[0], jnp.int32))
-    latents = bound.unroll(latents, x, cycles)
-    return latents, bound.probabilities(latents.y)
+    return bound.probabilities(bound.unroll(bound.initial_latents(tokens), x, cycles).y)
 
 
-class Search:
+class GuessSearch:
     """Searches for answers to puzzles of one domain, one puzzle after another."""
 
     def __init__(self, bound: Bound, domain: Domain):
@@ -76,60 +77,53 @@ class Search:
         """The answer to inputs [S].
 
         Args:
-          settings: tries (nodes at most), guess_cycles (of each), max_calls.
+          settings: tries (nodes at most), guess_cycles (of each; the first has twice as many), max_calls, seed.
           until: time.perf_counter() at which the search is given up.
         """
-        order, nodes, slot_cycles = itertools.count(), 0, 0
-        start = jax.tree.map(lambda a: np.asarray(a[:, 0]), self._bound.initial_latents(jnp.asarray(inputs[None])))
-        open_nodes = [(0.0, next(order), Node(inputs.astype(np.int32), start, 0))]
+        rng, orders = np.random.default_rng(settings.seed), itertools.count()
+        first = Node(0.0, -1, inputs.astype(np.int32))
+        queue, nodes, slot_cycles, anew, stretch = [first], 0, 0, RESTART, RESTART
         calls = settings.max_calls or float("inf")
-        while open_nodes and nodes < settings.tries and time.perf_counter() < until:
-            taken = [heapq.heappop(open_nodes) for _ in range(min(len(open_nodes), WIDTH, settings.tries - nodes))]
-            cycles = settings.guess_cycles if nodes else 2 * settings.guess_cycles
+        while queue and nodes < settings.tries and time.perf_counter() < until:
+            if nodes >= anew:
+                stretch *= 2
+                queue, anew = [first], nodes + stretch
+            taken = [heapq.heappop(queue) for _ in range(min(len(queue), WIDTH, settings.tries - nodes))]
+            cycles = settings.guess_cycles * (2 if taken[0] is first else 1)
             slots = 1 << (len(taken) - 1).bit_length()
             if (slot_cycles + slots * cycles) * self._bound.core_calls > calls:
                 break
-            made, probabilities = self._think([node for _, _, node in taken], slots, cycles)
+            padded = np.stack([node.tokens for node in taken] + [inputs.astype(np.int32)] * (slots - len(taken)))
+            probabilities = np.asarray(_think(self._bound, padded, np.int32(cycles)))[:len(taken)]
             nodes, slot_cycles = nodes + len(taken), slot_cycles + slots * cycles
             answers = probabilities.argmax(-1).astype(np.uint8)
             right = self._domain.verify(inputs[None], answers).solved
             if right.any():
-                best = int(np.argmax(right))
-                return Found(answers[best], nodes, taken[best][2].cycles + cycles, slot_cycles)
-            for (cost, _, node), latents, p in zip(taken, made, probabilities):
-                for more, child in self._parted(node._replace(latents=latents, cycles=node.cycles + cycles), p):
-                    heapq.heappush(open_nodes, (cost + more, next(order), child))
+                return Found(answers[int(np.argmax(right))], nodes, cycles, slot_cycles)
+            for node, p in zip(taken, probabilities):
+                for child in self._parted(node, p, rng, orders):
+                    heapq.heappush(queue, child)
         return Found(None, nodes, 0, slot_cycles)
 
-    def _think(self, nodes: list[Node], slots: int, cycles: int) -> tuple[list[Any], np.ndarray]:
-        """(latents of each node, probabilities [n, S, V]); the last slots repeat a node."""
-        padded = nodes + nodes[:1] * (slots - len(nodes))
-        latents = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *(node.latents for node in padded))
-        latents, p = jax.device_get(_think(self._bound, np.stack([node.tokens for node in padded]), latents,
-                                           np.int32(cycles)))
-        return [jax.tree.map(lambda a, b=b: a[:, b], latents) for b in range(len(nodes))], p[:len(nodes)]
-
-    def _parted(self, node: Node, p: np.ndarray) -> list[tuple[float, Node]]:
-        """(cost beyond the node's, node with one more guess) for every value of one cell; p [S, V]."""
+    def _parted(self, node: Node, p: np.ndarray, rng: np.random.Generator, orders: itertools.count[int]) -> list[Node]:
+        """The node with one more guess, for every value of one cell; p [S, V]."""
         forbidden = self._domain.forbidden(node.tokens)
         cells = np.flatnonzero(node.tokens < 2)
         if forbidden.all(-1).any() or not len(cells):
             return []
         allowed = np.where(forbidden, 0, p) + 1e-6 * ~forbidden
         allowed /= allowed.sum(-1, keepdims=True)
-        cell = int(cells[np.sort(allowed[cells], axis=-1)[:, -2].argmax()])
-        contradictions = CONFLICT_COST * self._contradictions(node.tokens, p)
+        second = np.sort(allowed[cells], axis=-1)[:, -2]
+        cell = int(rng.choice(cells[second >= (1 - SPREAD) * second.max()]))
+        cost = node.cost + CONFLICT_COST * self._contradictions(node.tokens, p)
         found = []
         for value in np.flatnonzero(~forbidden[cell]):
             tokens = node.tokens.copy()
             tokens[cell] = value
-            found.append((float(contradictions - np.log(max(allowed[cell, value], LEAST))),
-                          node._replace(tokens=tokens)))
+            found.append(Node(float(cost - np.log(max(allowed[cell, value], LEAST))), next(orders), tokens))
         return found
 
     def _contradictions(self, tokens: np.ndarray, p: np.ndarray) -> int:
-        """Pairs of clues and sure cells that have one value and must not."""
-        clue = tokens >= 2
-        value, sure = np.where(clue, tokens, p.argmax(-1)), clue | (p.max(-1) >= SURE)
-        same = (value[:, None] == value[None]) & sure[:, None] & sure[None] & self._peers
-        return int(same.sum()) // 2
+        """Pairs of cells that are answered by one value and must not be."""
+        value = np.where(tokens >= 2, tokens, p.argmax(-1))
+        return int(((value[:, None] == value[None]) & self._peers).sum()) // 2

@@ -31,7 +31,7 @@ class Settings:
     # What tells them apart: noise at the start or in every cycle, a symmetry of the puzzle, guessed cells (see
     # guesses.py; the plain try comes first, and has max_cycles), or what the network draws itself.
     vary: Literal["start", "cycle", "symmetry", "guess", "draw"] = "symmetry"
-    guess_cycles: int = 16  # of a try with guesses, after those of the tries that it goes on from
+    guess_cycles: int = 16  # of a try with guesses
     sigma: float = 0.3  # standard deviation of the noise (vary: start, cycle)
     choose: tuple[str, ...] = ORDER  # see `choose`
     batch_size: int = 64
