@@ -7,12 +7,13 @@ Variants (--config=experiments/fprm_sudoku.py:NAME)
              12 steps on a puzzle. Claims, not repeated by us: 94.2 % (model card, n not given) at up to 35,000
              iterations with decay 0.997 and patience 10, not the repository's 1,000, 0.99 and 5, as here; third
              parties had 90.1. Hardware and hours are not given.
-    quick    at the size and on the puzzles of trm_att_sudoku:quick. Not measured by us yet.
+    quick    on the puzzles of eqr_sudoku:quick, D 48, 800 steps of 32, halting at a residual of 0.01: minutes on one
+             core. 40.0 % exact of 200 test puzzles at 192 iterations, seed 0; at 0.1 and 500 steps 7.0 %.
 
 H_test counts iterations. Deviation: each example halts by its own residual; the published evaluation compares the
 largest residual of a batch, so that one example that has converged and one that is stuck keep each other running.
 
-Data: as trm_mlp_sudoku.
+Data: as eqr_sudoku.
 """
 
 import pathlib
@@ -31,6 +32,10 @@ def get_config(variant: str = ""):
     c.arch.conv = "grid3"
     c.arch.halt_max_steps = 12
     c.eval.H_test = (6, 12, 24, 48, 96, 192) if variant else (16, 64, 250, 1000)
+    if variant == "quick":
+        config_lib.experiment_file(pathlib.Path(__file__).with_name("eqr_sudoku.py")).small(c)
+        c.total_steps = 800
+        c.arch.halt_residual = 0.01
     if not variant:
         c.total_steps = 60_000 * 1000 // 768
         c.optimizer = "adamw"
