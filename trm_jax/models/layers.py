@@ -54,7 +54,8 @@ class SwiGLU(nn.Module):
         if rounds(self.precision, h.dtype):
             axis = min(self.axis, 1)
             matrix = h.reshape((width, -1) if axis == 0 else (-1, width))
-            return bfloat16.swiglu(matrix, gate_up, down, axis).reshape(h.shape)
+            product: Any = bfloat16.swiglu(matrix, gate_up, down, axis)
+            return product.reshape(h.shape)
         gate_up, down = gate_up.astype(h.dtype), down.astype(h.dtype)
         if self.axis == 0:
             both = gate_up.T @ h.reshape(width, -1)  # [2m, B*D]
@@ -171,7 +172,7 @@ class Conv(nn.Module):
             return sum(kernel[k][None] * padded[k:k + S] for k in range(4))
         side = math.isqrt(S)
         padded = jnp.pad(h.reshape(side, side, B, D), ((1, 1), (1, 1), (0, 0), (0, 0)))
-        moved = sum(kernel[j, i][None, None] * padded[i:i + side, j:j + side] for i in range(3) for j in range(3))
+        moved: Any = sum(kernel[j, i][None, None] * padded[i:i + side, j:j + side] for i in range(3) for j in range(3))
         return moved.reshape(S, B, D)
 
 

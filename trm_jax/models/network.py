@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -274,7 +274,7 @@ class Model:
     def wants_to_halt(self, params, latents: AnyLatents) -> Array:
         """bool [B]: q_halt > 0 (TRM), or q_halt > q_continue where that is trained too (HRM); or by the residual."""
         if self.arch.halt_by == "residual":
-            return updates.has_converged(self.arch, latents)
+            return updates.has_converged(self.arch, cast(LatentsAndMemory, latents))
         q_halt, q_continue = self.halting(params, latents.y).T
         return q_halt > (0 if self.arch.no_ACT_continue else q_continue)
 
@@ -300,7 +300,7 @@ class Model:
         if self.draws and keys is None:
             keys = jax.random.split(jax.random.key(0), batch_size)
 
-        def key(i):  # of the latent i; 0 is the noise's of y, 1 that of z
+        def key(i) -> Any:  # of the latent i; 0 is the noise's of y, 1 that of z
             return jax.vmap(lambda k: jax.random.fold_in(k, i))(keys) if self.draws else None
 
         def spread(name):
@@ -313,7 +313,7 @@ class Model:
             return latents
         begin = functools.partial(updates.Update(a, training=False).begin, self.T, batch_size)
         z = latents.z if isinstance(latents.z, tuple) else (latents.z,)
-        return LatentsAndMemory(*latents, (begin(key(0)), begin(key(1)) if len(z) == 1 else ()))
+        return LatentsAndMemory(latents.y, latents.z, (begin(key(0)), begin(key(1)) if len(z) == 1 else ()))
 
     def bind(self, weights: Weights, L: int) -> Bound:
         """This model with the weights and the number of inner cycles that it answers with."""

@@ -120,7 +120,7 @@ class Update:
     def noise(self) -> float:
         return self.arch.update_noise if self.training else self.arch.update_noise_test
 
-    def begin(self, T: int, B: int, keys: Array | None) -> Memory:
+    def begin(self, T: int, B: int, keys: Any) -> Memory:
         """Before the first call. keys: [B], looked at where there may be noise."""
         a = self.arch
         def per_example(value, dtype=jnp.float32):
@@ -135,7 +135,7 @@ class Update:
             memory = memory._replace(key=jax.random.key_data(keys).T[:, :, None])
         return memory
 
-    def of(self, core: Core, gate: tuple[Array, Array] | None) -> Core | Remembering:
+    def of(self, core: Any, gate: Any) -> Core | Remembering:
         """A core with this rule. gate: its q and decay, where the rule is "gate"."""
         a = self.arch
         if not remembers(a):
@@ -152,7 +152,7 @@ class Update:
             elif a.update == "solver":
                 new, memory = mix(state, proposal, 1 - memory.size, memory.size), self._step_size(memory)
             elif a.update == "gate":
-                share, weight = gate_share(proposal, memory.weight, *gate, a.rms_norm_eps)
+                share, weight = gate_share(proposal, memory.weight, gate[0], gate[1], a.rms_norm_eps)
                 new, memory = mix(state, proposal, 1 - share, share), memory._replace(weight=weight)
             if self.noise:
                 noise, key = self.draw(memory.key, new.shape)

@@ -357,7 +357,7 @@ def limit(result: dict[str, Any]) -> str:
         return sum(row[name] for row in rows)
     parts = {"matrix products": sums(products, "seconds"), "moving memory (elementwise, norms, copies)":
              sums(others, "seconds"), "waiting for the host": result["idle_share"] * total}
-    first = max(parts, key=parts.get)
+    first = max(parts, key=parts.__getitem__)
     at = sums(products, "roof_seconds") / max(1e-12, sums(products, "seconds"))
     worst = max(result["groups"], key=lambda row: row["lost_seconds"])
     return (f"limited by {first}: {parts[first] / total:.0%} of the step; products run at {at:.0%} of their roof; most "
