@@ -92,7 +92,8 @@ class ArcSolver(Solver, puzzle="arc"):
             raise SolveError("tasks must be a list of tasks; put the one in brackets")
         if settings.get("tries", 1) != 1:
             raise SolveError(f"tries = {settings['tries']}: a task of ARC is tried once under each symmetry")
-        asked_for = Settings(**{"max_seconds": seconds * len(puzzles)} | settings, max_cycles=max_cycles, settle=settle)
+        known: dict[str, Any] = {"max_seconds": seconds * len(puzzles)} | settings
+        asked_for = Settings(**known, max_cycles=max_cycles, settle=settle)
         answers: list[Any] = [None] * len(puzzles)
         inputs, rows, read = [], [], {}
         for i, task in enumerate(puzzles):

@@ -75,7 +75,8 @@ class Network(nn.Module):
         """tokens int [B, S], rows [B, puzzle_emb_ndim] of the puzzle table -> x [T, B, D]."""
         a, D, P, dtype = self.arch, self.arch.hidden_size, prefix_len(self.arch), self.arch.forward_dtype
         if a.candidates:
-            tokens = standing(tokens, Units.read(a, self.shape).values)
+            units: Any = Units.read(a, self.shape)
+            tokens = standing(tokens, units.values)
         x = jnp.take(self.embed_tokens, tokens.T, axis=0).astype(dtype)  # [S, B, D]
         if P:
             prefix = jnp.pad(rows, ((0, 0), (0, P * D - a.puzzle_emb_ndim)))
