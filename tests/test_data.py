@@ -598,3 +598,19 @@ def test_processes_share_the_reading_of_large_files(pool, tmp_path, monkeypatch)
     assert (0, 1) in found() and 2 <= len(found()) <= 3  # one has its checksum to compare, one its range to look at
     (tmp_path / "d" / "checksums.json").unlink()
     assert found() == [(0, 1), (3, 4)]
+
+
+def test_revealed_copies_are_easier_and_have_the_same_answers():
+    domain = puzzles.get("sudoku", seq_len=16)
+    examples, _ = sources.generate(domain, 40, 4, clues=5)
+    examples = dataclasses.replace(examples, sources=np.arange(40, dtype=np.uint16) % 2, source_names=("a", "b"))
+    made = sources.reveal(examples, ("a:0:3:5", "*:1:3:2"), seed=1)
+    assert sources.reveal(examples, ()) is examples and len(made) == 20 * 5 + 20 * 2
+    assert domain.verify(made.inputs, made.labels).solved.all()
+    clues = (made.inputs > 1).sum(axis=1)
+    assert set(clues[made.sources == 0]) == {6, 7, 8} and set(clues[made.sources == 1]) == {5}
+    again = sources.reveal(examples, ("a:0:3:5", "*:1:3:2"), seed=1)
+    np.testing.assert_array_equal(made.inputs, again.inputs)
+    for bad in ("a:0:3", "a:2:3:5", "a:0:0:5", "a:0:3:x", "c:0:3:5"):
+        with pytest.raises(DatasetError, match="reveal: "):
+            sources.reveal(examples, (bad,))

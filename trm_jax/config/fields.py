@@ -129,6 +129,7 @@ class Make:
     csv: str = ""  # training file: source,question,answer,rating, plain or .gz
     test_csv: str = ""
     min_rating: int = 0  # csv and hub: keep puzzles that are rated so or more
+    reveal: tuple[str, ...] = ()  # csv, Sudoku: easier copies, SOURCE:SHARE:MOST:COPIES each (sources.reveal)
     num_aug: int = 0  # csv and hub, Sudoku: shuffles beside each training puzzle. ARC: symmetries beside each task
     json_dir: str = ""  # ARC: folder of PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json
     prefix: str = "arc-agi"
@@ -143,7 +144,7 @@ MAKE_FIELDS = {
                  "maze": ("train", "test", "seed", "size", "min_length", "single_path")},
     "hub": {"sudoku": ("train", "test", "seed", "box", "min_rating", "num_aug"),
             "maze": ("train", "test", "seed", "size", "min_rating")},
-    "csv": {"sudoku": ("csv", "test_csv", "train", "test", "seed", "box", "min_rating", "num_aug"),
+    "csv": {"sudoku": ("csv", "test_csv", "train", "test", "seed", "box", "min_rating", "reveal", "num_aug"),
             "maze": ("csv", "test_csv", "train", "test", "seed", "size", "min_rating")},
     "arc_json": {"arc": ("json_dir", "prefix", "subsets", "test_subset", "no_test_solutions", "num_aug", "seed")}}
 _OTHERS = {"generate": ("train", "test", "seed", "options"),

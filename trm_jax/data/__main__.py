@@ -48,6 +48,9 @@ def parser() -> arguments.Parser:
     clues.add_argument("--clues", type=POSITIVE, metavar="N", help="clues per puzzle")
     clues.add_argument("--blanks", type=COUNT, metavar="N", help="the same, counted the other way")
     clues.add_argument("--minimal", action="store_true", help="no clue can be spared (the default)")
+    read.add_argument("--reveal", type=arguments.listed(arguments.text), metavar="SOURCE:SHARE:MOST:COPIES[,...]",
+                      help="of training puzzles of a source so many copies, a share of them as they are and the others "
+                      "with 1 to MOST more cells given; *: all other sources")
     read.add_argument("--num_aug", type=COUNT, metavar="N",
                       help="store N shuffles of each training puzzle beside it (0; published: 1000)")
 

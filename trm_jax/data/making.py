@@ -78,6 +78,7 @@ def _make_grids(data: Data, overwrite: bool, again: str, note: Callable[[str], N
             files[name] = {"file": os.path.basename(path), "rows": len(examples), "sha256": digest}
             parts[name] = sources.choose(examples, str(path), min_rating=m.min_rating or None,
                                          subsample=counts[name] or None, seed=m.seed)
+    parts["train"] = sources.reveal(parts["train"], m.reveal, m.seed)
     shared = sources.count_shared_grids(parts["train"], parts["test"])
     splits = {"train": sources.to_split(parts["train"], domain, num_aug=m.num_aug, seed=m.seed),
               "test": sources.to_split(parts["test"], domain)}

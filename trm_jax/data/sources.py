@@ -14,7 +14,7 @@ import hashlib
 import io
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,47 @@ def choose(examples: Examples, name: str, *, min_rating: int | None = None, subs
         rng = np.random.default_rng(seed)
         examples = examples.take(np.sort(rng.choice(len(examples), subsample, replace=False)))
     return examples
+
+
+def reveal(examples: Examples, how: Sequence[str], seed: int = 0) -> Examples:
+    """Puzzles of every difficulty, made from hard ones by giving away cells of their answers.
+
+    Args:
+      how: "SOURCE:SHARE:MOST:COPIES" each: every puzzle of the source becomes COPIES puzzles, of which a SHARE (0 to 1)
+        stays as it is and the others get 1 to MOST of their open cells. SOURCE "*" stands for those that no other entry
+        names; puzzles that none names stay as they are. (): nothing is changed.
+
+    Raises:
+      DatasetError: an entry that cannot be read, or names no source of the file.
+    """
+    if not how:
+        return examples
+    entries = {}
+    for text in how:
+        source, *numbers = text.rsplit(":", 3)
+        try:
+            share, most, copies = float(numbers[0]), int(numbers[1]), int(numbers[2])
+        except (ValueError, IndexError):
+            share, most, copies = -1.0, 0, 0
+        if not 0 <= share <= 1 or not 1 <= most <= 10_000 or not 1 <= copies <= 10_000:
+            raise DatasetError(f"reveal: {text!r:.80} is not SOURCE:SHARE:MOST:COPIES, a share from 0 to 1 and two "
+                               "whole numbers of at least 1, e.g. random_minimal:0.5:25:4")
+        if source != "*" and source not in examples.source_names:
+            raise DatasetError(f"reveal: no puzzle is of source {source!r:.80}; there are "
+                               f"{', '.join(examples.source_names)}")
+        entries[source] = share, most, copies
+    rng, parts = np.random.default_rng([seed, 2]), []
+    for code, name in enumerate(examples.source_names):
+        share, most, copies = entries.get(name, entries.get("*", (1.0, 1, 1)))
+        part = examples.take(np.repeat(np.flatnonzero(examples.sources == code), copies))
+        given = np.where(rng.random(len(part)) < share, 0, rng.integers(1, most + 1, len(part)))
+        order = np.where(part.inputs == 1, rng.random(part.inputs.shape, np.float32), np.float32(2))  # open cells first
+        rank = np.argsort(np.argsort(order, axis=1), axis=1)
+        opened = (rank < given[:, None]) & (part.inputs == 1)
+        parts.append(dataclasses.replace(part, inputs=np.where(opened, part.labels, part.inputs)))
+    inputs, labels, ratings, sources = (np.concatenate([getattr(part, name) for part in parts])
+                                        for name in ("inputs", "labels", "ratings", "sources"))
+    return Examples(inputs, labels, ratings, sources, examples.source_names)
 
 
 def to_split(examples: Examples, domain, *, num_aug: int = 0, seed: int = 0) -> dataset.Split:
