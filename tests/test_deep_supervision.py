@@ -295,7 +295,7 @@ def test_a_test_step_is_a_supervision_step(data, uninterrupted):
     export = weights_file.from_run(workdir)
     solver = Solver.of(export)
     inputs = Dataset.load(e).test.inputs[:2]
-    answers = solver.solve(list(inputs), max_cycles=3, settle=4)
+    answers = solver.solve(list(inputs), max_cycles=3, settle=4, tries=1)
     assert all(a.status.endswith("after 3 supervision steps") for a in answers)
     w = export.weights
     x = model.embed(w.params, jnp.asarray(inputs), model.rows(w.table, jnp.zeros(2, jnp.int32)))
