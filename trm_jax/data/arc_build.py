@@ -345,7 +345,7 @@ def _write_rows(files: dict[str, pathlib.Path], plans: list[Plan], split: str, e
 
 
 def load_test_puzzles(path) -> dict[str, Any]:
-    """`test_puzzles.json` of a dataset folder; trm_jax.arc_voting.Votes takes it and checks the grids."""
+    """`test_puzzles.json` of a dataset folder; inference/arc_voting.py takes it and checks the grids."""
     file = pathlib.Path(path) / "test_puzzles.json"
     if not file.is_file():
         raise DatasetError(f"{file} is missing: {path} is no ARC dataset folder")
