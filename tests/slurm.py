@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ _CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+FirstJobId={first}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -115,7 +117,10 @@ def cluster():
         (folder / "munge.key").write_bytes(os.urandom(1024))
         (folder / "munge.key").chmod(0o400)
         host = socket.gethostname().partition(".")[0]
-        (folder / "slurm.conf").write_text(_CONFIG.format(host=host, folder=folder, ports=_free_ports(3), nodes=NODES))
+        # launch/slurm.sh takes the port of a run from the job's number: another cluster on this machine has others.
+        first = random.SystemRandom().randrange(1, 1 << 24)
+        (folder / "slurm.conf").write_text(_CONFIG.format(host=host, folder=folder, ports=_free_ports(3), nodes=NODES,
+                                                          first=first))
         munge = [f"--{what}={folder}/munge{end}" for what, end in (
             ("key-file", ".key"), ("socket", ".socket"), ("pid-file", "d.pid"), ("seed-file", ".seed"),
             ("log-file", "d.log"))]

@@ -154,6 +154,7 @@ def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(cloud
         until(lambda: list((work / "checkpoints").glob("[1-9]*[0-9]")), said)
         for process in pids(cloud):  # the machines go, and with them all that is on their disks
             os.kill(process, 9)
+        until(lambda: len(list(cloud.glob("worker-*/.trm_jax.rsm.code"))) == 2, said)  # nothing writes there any more
         (cloud / "state").write_text("SUSPENDED")
         assert "taken away (SUSPENDED)" in tpu(*resume, code=75).stderr
         assert "rsm: starting\n" in tpu(*resume, code=75).stderr

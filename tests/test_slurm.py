@@ -14,9 +14,7 @@ from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 pytestmark = [pytest.mark.skipif(bool(slurm_lib.missing()), reason=slurm_lib.missing()),
-              pytest.mark.xdist_group("slurm"),  # one cluster for all of them
-              # Beside other tests its jobs may find their port taken (issue "Clusters"): run it alone, with -m slow.
-              pytest.mark.slow]
+              pytest.mark.xdist_group("slurm")]  # one cluster for all of them
 STEPS = 300
 
 
