@@ -98,3 +98,17 @@ def test_the_usual_settings_suit_the_weights():
     usual = {name: Solver.load(name).usual for name in ("rsm-sudoku", "rsm-sudoku-quick", "rsm-maze-quick")}
     assert [u["vary"] for u in usual.values()] == ["guess", "symmetry", "symmetry"]
     assert all(u["tries"] > 1 for u in usual.values())
+
+
+def test_watched_tries_are_those_that_solve_makes(bound, asked):
+    """The plain one, then node by node with its guesses, up to the one that solve finds; each says why it failed."""
+    solver, budget = Solver(bound, DOMAIN), {"vary": "guess", "seed": 0}
+    [answer] = solver.solve([asked[0][0]], tries=63, max_cycles=1, settle=0, **budget)
+    watched = list(solver.traces(asked[0][0], 1, tries=64, **budget))
+    assert [told.attempt for _, told in watched] == list(range(1, answer.attempt + 1)) and answer.verified
+    assert watched[0][0].asked is None and watched[-1][1].verified and watched[-1][1].text == answer.text
+    for trace, told in watched[1:]:
+        guessed = trace.asked != trace.inputs
+        assert (trace.inputs[guessed] == 1).all() and (guessed.sum() > 0) == (told.attempt > 2)
+    assert all(told.reason and not told.verified for _, told in watched[:-1])
+    assert len(list(solver.traces(asked[0][0], 1, tries=2, **budget))) == 2

@@ -307,7 +307,7 @@ def test_watched_tries_are_those_that_solve_makes():
 
 def test_watch_shows_every_try_until_one_is_verified(cli, solver, monkeypatch):
     traced = solver.trace
-    monkeypatch.setattr(solver, "trace", lambda puzzle, steps, settle, symmetry: traced(
+    monkeypatch.setattr(solver, "trace", lambda puzzle, steps, settle, symmetry=None: traced(
         blanked(2) if symmetry is not None else puzzle, steps, settle=settle))
     status, out, err = cli("--watch", "--tries=4", "--max_cycles=5", text(NEVER))
     assert status == 0 and "puzzle 1, try 1 of 4" in out and "puzzle 1, try 2 of 4" in out and "try 3" not in out

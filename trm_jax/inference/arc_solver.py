@@ -173,7 +173,8 @@ class ArcSolver(Solver, puzzle="arc"):
 
     # A trace is of the first test input of the task as it is.
 
-    def trace(self, puzzle: Any, steps: int = 64, *, settle: int = 0, symmetry: Symmetry | None = None) -> Trace:
+    def trace(self, puzzle: Any, steps: int = 64, *, settle: int = 0, symmetry: Symmetry | None = None,
+              guesses: np.ndarray | None = None) -> Trace:
         """As Solver.trace; of each answer only the grid that is read from it (elsewhere the network says anything)."""
         trace = super().trace(puzzle, steps, settle=settle)
         grids = arc.crops(trace.tokens)

@@ -37,6 +37,7 @@ from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import guarded
 from trm_jax.weights import weights_file
 
+WATCHED = ("symmetry", "guess")  # how tries may differ that are shown
 BLOCK = 1 << 16  # puzzles that the processes of a run answer before they tell each other
 _DASHED = re.compile(r"-[-.*_?xX0-9a-gA-G |+,\s]{14,}")
 
@@ -107,11 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_seed(parser, "of the tries")
     parser.add_argument("--format", choices=("text", "json", "picture"), help="of the answers on standard output: a "
                         "line of text each, a line of JSON each, or drawn (default: drawn on a terminal, else text)")
-    parser.add_argument("--watch", action="store_true", help="show the plain answer as it fills in")
+    parser.add_argument("--watch", action="store_true", help="show the answer as it fills in: the plain try, and with "
+                        "--tries=N those after it, up to one that is verified")
     add_puzzles(parser)
     args = parser.parse_args(dashed(argv))
-    if args.watch and ((args.tries or 1) > 1 and args.vary not in (None, "symmetry") or args.format == "json"):
-        parser.error("--watch shows tries that differ by a symmetry, as pictures: without --vary and --format=json")
+    if args.watch and ((args.tries or 1) > 1 and args.vary not in (None, *WATCHED) or args.format == "json"):
+        parser.error("--watch shows tries that differ by a symmetry or by guesses, as pictures: with no other --vary, "
+                     "and without --format=json")
     return guarded(lambda: _answer(args, argv))
 
 
@@ -223,32 +226,34 @@ def shown(solver: Solver, request: Request, answer: Answer, form: str, color: bo
 
 def _watch(solver: Solver, request: Request, number: int, args: argparse.Namespace, color: bool) -> Answer:
     """Shows the tries of a puzzle up to the one that is verified; returns its answer, else that of the last."""
-    name = arguments.plain(request.name)
+    name, tries = arguments.plain(request.name), args.tries or 1
     try:
         for trace, answer in traces_of(solver, request, number, args):
-            columns = shutil.get_terminal_size().columns
-            print(f"{titled(name, answer, args.tries or 1)} ({'highlighted' if color else '*'}: changed since the grid "
-                  "before; clash: a broken rule)")
-            print(side_by_side(frames(solver.domain, trace, color), columns), flush=True)
-            if not answer.verified and answer.attempt < (args.tries or 1):
-                print(arguments.plain(f"{titled(name, answer, args.tries or 1)} is given up: {answer.reason}"),
-                      file=sys.stderr, flush=True)
+            columns, title = shutil.get_terminal_size().columns, titled(name, answer, tries, trace)
+            if trace.asked is None or answer.verified:  # there may be hundreds of tries with guesses
+                print(f"{title} ({'highlighted' if color else '*'}: changed since the grid before; clash: a broken "
+                      "rule)")
+                print(side_by_side(frames(solver.domain, trace, color), columns), flush=True)
+            if not answer.verified and answer.attempt < tries:
+                print(arguments.plain(f"{title} is given up: {answer.reason}"), file=sys.stderr, flush=True)
     except puzzles.PuzzleError as error:
         answer = Answer.refused(error)
     print(arguments.plain(f"{name}: {answer.status}"), file=sys.stderr, flush=True)
     return answer
 
 
-def titled(name: str, answer: Answer, tries: int) -> str:
+def titled(name: str, answer: Answer, tries: int, trace: Trace) -> str:
     """What one of the tries of a puzzle is called."""
-    return f"{name}, try {answer.attempt} of {tries}" if tries > 1 else name
+    guesses = 0 if trace.asked is None else int((trace.asked != trace.inputs).sum())
+    with_guesses = f" with {guesses} guess{'es' * (guesses > 1)}" if guesses else ""
+    return f"{name}, try {answer.attempt} of {tries}{with_guesses}" if tries > 1 else name
 
 
 def traces_of(solver: Solver, request: Request, number: int,
               args: argparse.Namespace) -> Iterator[tuple[Trace, Answer]]:
     """The tries of a puzzle; raises PuzzleError where there is no puzzle to trace."""
     return solver.traces(request.puzzle, args.max_cycles or 256, settle=args.settle, tries=args.tries or 1,
-                         seed=args.seed, number=number)
+                         seed=args.seed, number=number, vary=getattr(args, "vary", None) or "")
 
 
 def dashed(argv: Sequence[str]) -> list[str]:

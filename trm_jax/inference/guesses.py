@@ -21,6 +21,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -42,9 +43,23 @@ class Found(NamedTuple):
     """What a search came to."""
 
     tokens: np.ndarray | None  # [S]; None: no answer was verified
-    nodes: int  # thought about
+    nodes: int  # thought about, up to the one that was solved
     cycles: int  # of the node that was solved
     slot_cycles: int  # computed, idle slots included
+
+
+class Thoughts(NamedTuple):
+    """k nodes that were thought about at once, in the order of their turns."""
+
+    nodes: list[Node]
+    probabilities: np.ndarray  # float32 [k, S, V]
+    right: np.ndarray  # bool [k], the rules accept the answer
+    cycles: int
+    slot_cycles: int  # computed
+
+    @property
+    def answers(self) -> np.ndarray:  # uint8 [k, S]
+        return self.probabilities.argmax(-1).astype(np.uint8)
 
 
 class Node(NamedTuple):
@@ -74,7 +89,19 @@ class GuessSearch:
         self._peers = (units[:, :, None] == units[:, None, :]).any(0) & ~np.eye(domain.seq_len, dtype=bool)
 
     def __call__(self, inputs: np.ndarray, settings: Settings, until: float = float("inf")) -> Found:
-        """The answer to inputs [S].
+        """The answer to inputs [S]; arguments as those of `thoughts`."""
+        nodes = slot_cycles = 0
+        for thought in self.thoughts(inputs, settings, until):
+            slot_cycles += thought.slot_cycles
+            if thought.right.any():
+                first = int(np.argmax(thought.right))
+                return Found(thought.answers[first], nodes + first + 1, thought.cycles, slot_cycles)
+            nodes += len(thought.nodes)
+        return Found(None, nodes, 0, slot_cycles)
+
+    def thoughts(self, inputs: np.ndarray, settings: Settings, until: float = float("inf")) -> Iterator[Thoughts]:
+        """What is thought in search of an answer to inputs [S], call of the device by call, up to the one that is
+        verified.
 
         Args:
           settings: tries (nodes at most), guess_cycles (of each; the first has twice as many), max_calls, seed.
@@ -98,12 +125,12 @@ class GuessSearch:
             nodes, slot_cycles = nodes + len(taken), slot_cycles + slots * cycles
             answers = probabilities.argmax(-1).astype(np.uint8)
             right = self._domain.verify(inputs[None], answers).solved
+            yield Thoughts(taken, probabilities, right, cycles, slots * cycles)
             if right.any():
-                return Found(answers[int(np.argmax(right))], nodes, cycles, slot_cycles)
+                return
             for node, p in zip(taken, probabilities):
                 for child in self._parted(node, p, rng, orders):
                     heapq.heappush(queue, child)
-        return Found(None, nodes, 0, slot_cycles)
 
     def _parted(self, node: Node, p: np.ndarray, rng: np.random.Generator, orders: itertools.count[int]) -> list[Node]:
         """The node with one more guess, for every value of one cell; p [S, V]."""

@@ -15,7 +15,7 @@ from trm_jax import config, puzzles
 from trm_jax.data import dataset
 from trm_jax.inference import answering
 from trm_jax.inference.choice import STOPS, Jobs
-from trm_jax.inference.guesses import can_guess
+from trm_jax.inference.guesses import GuessSearch, can_guess
 from trm_jax.inference.kinds import other_kind
 from trm_jax.inference.settings import Settings
 from trm_jax.models.network import Bound
@@ -82,6 +82,7 @@ class Trace(NamedTuple):
     tokens: np.ndarray  # uint8 [n, S]
     confidence: np.ndarray  # float32 [n, S], probability of the chosen token
     residual: np.ndarray  # float32 [n], relative change of the latents
+    asked: np.ndarray | None = None  # uint8 [S], the puzzle with its guesses, where there are any
 
     @property
     def stands_since(self) -> int:
@@ -238,11 +239,12 @@ class Solver:
         return self.judge(inputs, job[2], STOPS[job[4]], int(job[5]), int(job[6]), int(job[1]) + 1, text_in(puzzle))
 
     def trace(self, puzzle: Any, steps: int = 64, *, settle: int = 0,
-              symmetry: puzzles.Symmetry | None = None) -> Trace:
+              symmetry: puzzles.Symmetry | None = None, guesses: np.ndarray | None = None) -> Trace:
         """Every answer of `steps` test steps, or until it has stood still for `settle` of them (0: never mind).
 
         Args:
           symmetry: the puzzle is thought about under this one; what comes back are answers to the puzzle itself.
+          guesses: tokens [S], the puzzle with some more cells filled in, which is thought about instead.
         Raises:
           PuzzleError: the puzzle cannot be read or contradicts itself.
         """
@@ -250,7 +252,8 @@ class Solver:
         if steps < 1:
             raise SolveError(f"steps = {steps}: must be at least 1")
         inputs = self.read(puzzle)
-        asked = inputs[None] if symmetry is None else symmetry.apply(inputs[None])
+        asked = (inputs if guesses is None else guesses)[None]
+        asked = asked if symmetry is None else symmetry.apply(asked)
         latents, x, answer = _begin(self._bound, jnp.asarray(asked), jnp.full(1, self.row(puzzle), jnp.int32))
         tokens, confidence, residual, still = [], [], [], 0
         previous = np.asarray(answer[0])
@@ -264,7 +267,7 @@ class Solver:
                 previous = now
                 if len(tokens) == steps or settle and still >= settle:
                     break
-        trace = Trace(inputs, np.stack(tokens), np.stack(confidence), np.stack(residual))
+        trace = Trace(inputs, np.stack(tokens), np.stack(confidence), np.stack(residual), guesses)
         if symmetry is not None:
             n, undo = len(tokens), symmetry.inverse()
             undo = puzzles.Symmetry(np.repeat(undo.relabel, n, axis=0), np.repeat(undo.cells, n, axis=0))
@@ -273,18 +276,42 @@ class Solver:
         return trace
 
     def traces(self, puzzle: Any, steps: int = 64, *, settle: int = 0, tries: int = 1, seed: int = 0,
-               number: int = 0) -> Iterator[tuple[Trace, Answer]]:
-        """The tries of a puzzle until one is verified, as `solve` makes them where they differ by symmetries.
+               number: int = 0, vary: str = "") -> Iterator[tuple[Trace, Answer]]:
+        """The tries of a puzzle until one is verified, as `solve` makes them: the plain one, then those that differ by
+        symmetries or guesses.
 
         Args:
           number: of the puzzle among those that `solve` would be given.
+          vary: "symmetry" or "guess"; "": as in `usual`.
         Raises:
           PuzzleError: as `trace`; and where the puzzle has no symmetries for more than one try.
         """
-        for attempt in range(tries):
-            symmetry = self.domain.draw_symmetry(np.random.default_rng([seed, number, attempt]), 1) if attempt else None
+        vary = vary or self.usual["vary"]
+        plain = self.trace(puzzle, steps, settle=settle)
+        answer = self.judge_trace(plain, settle)
+        yield plain, answer
+        if answer.verified:
+            return
+        if vary == "guess":
+            yield from self._guessed(puzzle, plain.inputs, Settings(tries=tries, vary=vary, seed=seed))
+            return
+        for attempt in range(1, tries):
+            symmetry = self.domain.draw_symmetry(np.random.default_rng([seed, number, attempt]), 1)
             trace = self.trace(puzzle, steps, settle=settle, symmetry=symmetry)
             answer = self.judge_trace(trace, settle, attempt + 1)
+            yield trace, answer
+            if answer.verified:
+                return
+
+    def _guessed(self, puzzle: Any, inputs: np.ndarray, settings: Settings) -> Iterator[tuple[Trace, Answer]]:
+        if settings.tries == 1:
+            return
+        thoughts = GuessSearch(self._bound, self.domain).thoughts(
+            inputs, dataclasses.replace(settings, tries=settings.tries - 1))
+        nodes = ((thought.cycles, node) for thought in thoughts for node in thought.nodes)
+        for attempt, (cycles, node) in enumerate(nodes, 2):
+            trace = self.trace(puzzle, cycles, guesses=node.tokens.astype(np.uint8))
+            answer = self.judge_trace(trace, 0, attempt)
             yield trace, answer
             if answer.verified:
                 return

@@ -32,8 +32,11 @@ def shown_cycles(last: int, most: int = MAX_FRAMES) -> list[int]:
 
 def frames(domain: puzzles.Domain, trace: Trace, color: bool) -> list[str]:
     """The puzzle, then the answer after some of the cycles up to the last change, each under a title of two lines."""
-    pictures = [_picture("the puzzle", "", domain.render(trace.inputs, given=trace.inputs, color=color))]
-    previous = trace.inputs
+    asked = trace.inputs if trace.asked is None else trace.asked
+    guesses = int((asked != trace.inputs).sum())
+    below = f"and {guesses} guess{'es' * (guesses > 1)}" if guesses else ""
+    pictures = [_picture("the puzzle", below, domain.render(asked, given=trace.inputs, color=color))]
+    previous = asked
     for cycle in shown_cycles(trace.stands_since):
         tokens = trace.tokens[cycle - 1]
         changed = tokens != previous

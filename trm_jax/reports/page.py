@@ -91,6 +91,7 @@ def _film(domain: puzzles.Domain, film: Film, rows: int, columns: int) -> dict[s
             "residual": [float(f"{r:.3g}") if np.isfinite(r) else None for r in trace.residual[cycles - 1].tolist()],
             "words": words, "says": [words.index(reason) for reason in reasons],
             "inputs": _base64(cut(trace.inputs.astype(np.uint8))), "tokens": _base64(cut(tokens)),
+            "asked": _base64(cut((trace.inputs if trace.asked is None else trace.asked).astype(np.uint8))),
             "sure": _base64(cut((255 * sure).round().astype(np.uint8))),
             "faults": _base64(np.packbits(cut(_faults(domain, film, tokens))))}
 
@@ -147,7 +148,7 @@ def _watch(args: argparse.Namespace) -> int:
     for i, request in enumerate(asked):
         try:
             for trace, answer in command.traces_of(solver, request, i, args):
-                name = command.titled(request.name, answer, args.tries)
+                name = command.titled(request.name, answer, args.tries, trace)
                 films.append(Film(name, trace, answer, request.solution))
         except puzzles.PuzzleError as error:
             answer = Answer.refused(error)
