@@ -23,7 +23,7 @@ Data, made where they are missing
 
 from trm_jax import config as config_lib
 
-VARIANTS = ("", "quick")
+VARIANTS = ("", "quick", "any")
 
 
 def get_config(variant: str = ""):
@@ -31,8 +31,10 @@ def get_config(variant: str = ""):
         raise ValueError(f"rsm_maze has no variant {variant!r}; there are {', '.join(v for v in VARIANTS if v)} "
                          "and the default, without a name")
     c = published()
-    if variant == "quick":
+    if variant:
         quick(c)
+    if variant == "any":
+        any_size(c)
     return c
 
 
@@ -115,3 +117,12 @@ def quick(c):
     c.eval.batch_size = 100
     c.eval.interval_steps = 0
     c.checkpoint.interval_steps = 1000
+
+
+def any_size(c):
+    """Mazes of all sizes from 5x5 to 12x12, most with several shortest paths."""
+    c.data.path = "data/maze-5x5-12x12"
+    c.data.make.update(size=(12, 12), smallest=5, single_path=False, train=400_000)
+    c.arch.rope_columns = 12
+    c.total_steps = 30_000
+    c.eval.interval_steps = 2000

@@ -80,7 +80,7 @@ def test_generate(tmp_path, capsys):
     provenance = dataset.load_provenance(tmp_path / "a")
     assert puzzles.get(**provenance["puzzle"]) == MAZE
     assert provenance["options"] == {
-        "train": 80, "test": 20, "seed": 3, "size": [SIZE, SIZE], "min_length": 6, "single_path": False}
+        "train": 80, "test": 20, "seed": 3, "size": [SIZE, SIZE], "smallest": 0, "min_length": 6, "single_path": False}
 
     assert run(*argv, "--out", tmp_path / "b", "--seed", 3) == run(*argv, "--out", tmp_path / "c", "--seed", 4) == 0
     np.testing.assert_array_equal(dataset.load(tmp_path / "b", "train").inputs, train.inputs)

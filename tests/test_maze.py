@@ -545,3 +545,56 @@ def test_mazes_that_are_too_rare(monkeypatch):
     monkeypatch.setattr(maze, "_TRIES", 2_000)
     with pytest.raises(PuzzleError, match="mazes of 5x5 with a shortest path over 23 are too rare: 2,000 draws"):
         Maze(5, 5).generate(40, seed=0, min_length=23)
+
+
+@pytest.fixture(scope="module")
+def any_size():
+    return Maze(12, 12, smallest=5)
+
+
+def test_mazes_of_all_sizes(any_size):
+    mazes = any_size.generate(300, 1)
+    shapes = {any_size.decode(puzzle).count("/") for puzzle in mazes.inputs}
+    assert shapes >= set(range(4, 12)) and any_size.verify(mazes.inputs, mazes.labels).solved.all()
+    for puzzle, label in zip(mazes.inputs, mazes.labels):
+        lines = [line[1:-1][1::2].replace("\u2588", "#") for line in any_size.render(puzzle).split("\n")[1:-1]]
+        own = Maze(len(lines), len(lines[0]))  # the maze of that size alone
+        np.testing.assert_array_equal(any_size.encode("\n".join(lines)), puzzle)
+        np.testing.assert_array_equal(own.solve(own.encode("\n".join(lines))[None]).labels[0],
+                                      label[label > 0])
+
+
+def test_an_answer_repeats_the_padding(any_size):
+    puzzle = any_size.encode("S    \n#### \n     \n ####\n    G")
+    answer = np.where(puzzle == 0, 5, any_size.solve(puzzle[None]).labels[0])
+    assert any_size.verify(puzzle, answer).solved and any_size.explain(puzzle, answer) == ""
+    assert not any_size.faults(puzzle, answer).any()
+    assert any_size.decode(any_size.within(puzzle, answer)) == "Soooo####ooooooo####ooooG"
+
+
+@pytest.mark.parametrize("text, message", [
+    ("S   \n    \n    \n   G", r"this is a 4x4 maze; mazes of 5x5 to 12x12 will do"),
+    ("S" + " " * 28 + "G", "got 30 cells on one line, which make no square; write its rows as lines, or with /"),
+    ("\n".join(["S    "] * 3 + ["    "]), "row 4 has 4 cells, expected 5"),
+    ("", "got 0 cells"), ("/", "got 0 cells"),
+])
+def test_what_is_no_maze_of_any_size(any_size, text, message):
+    with pytest.raises(PuzzleError, match=message):
+        any_size.encode(text)
+
+
+def test_texts_of_mazes_of_any_size(any_size):
+    mazes = any_size.generate(20, 2).inputs
+    lines = [any_size.decode(puzzle) for puzzle in mazes]
+    rows = [any_size.render(puzzle) for puzzle in mazes]
+    for text in ("\n".join(lines), "\n\n".join(rows), "\n\n".join(line.replace("/", "\n") for line in lines)):
+        pieces = any_size.split(text)
+        assert len(pieces) == 20
+        np.testing.assert_array_equal([any_size.encode(piece.text) for piece in pieces], mazes)
+    assert any_size.is_one(["S    "] * 6) and any_size.is_one([["S"] * 7] * 5) and not any_size.is_one(lines[:3])
+    assert any_size.title == "maze of 5x5 to 12x12"
+
+
+def test_sides_that_cannot_be():
+    with pytest.raises(PuzzleError, match="smallest = 13 will not do for mazes of up to 12x14: it must be 2 to 12"):
+        Maze(12, 14, smallest=13)

@@ -123,6 +123,7 @@ class Make:
     box: tuple[int, ...] = (3, 3)  # Sudoku: rows and columns of a box
     clues: int = 0  # Sudoku, generated: clues of a puzzle; 0: minimal, no clue can be spared
     size: tuple[int, ...] = (30, 30)  # maze: rows and columns
+    smallest: int = 0  # maze: sides from this to `size`; 0: all are of that size
     min_length: int = -1  # maze, generated: the shortest path is longer. -1: than 110 at 30x30, and as much a cell
     single_path: bool = False  # maze, generated: with only one shortest path
     options: tuple[str, ...] = ()  # other puzzles: NAME=VALUE, options of the domain and of its generator
@@ -141,11 +142,11 @@ class Make:
 # source -> puzzle -> the fields that mean something there.
 MAKE_FIELDS = {
     "generate": {"sudoku": ("train", "test", "seed", "box", "clues"),
-                 "maze": ("train", "test", "seed", "size", "min_length", "single_path")},
+                 "maze": ("train", "test", "seed", "size", "smallest", "min_length", "single_path")},
     "hub": {"sudoku": ("train", "test", "seed", "box", "min_rating", "num_aug"),
-            "maze": ("train", "test", "seed", "size", "min_rating")},
+            "maze": ("train", "test", "seed", "size", "smallest", "min_rating")},
     "csv": {"sudoku": ("csv", "test_csv", "train", "test", "seed", "box", "min_rating", "reveal", "num_aug"),
-            "maze": ("csv", "test_csv", "train", "test", "seed", "size", "min_rating")},
+            "maze": ("csv", "test_csv", "train", "test", "seed", "size", "smallest", "min_rating")},
     "arc_json": {"arc": ("json_dir", "prefix", "subsets", "test_subset", "no_test_solutions", "num_aug", "seed")}}
 _OTHERS = {"generate": ("train", "test", "seed", "options"),
            "csv": ("csv", "test_csv", "train", "test", "seed", "options", "min_rating", "num_aug")}

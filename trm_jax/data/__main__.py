@@ -56,6 +56,8 @@ def parser() -> arguments.Parser:
 
     maze, made, _ = _add_grids(commands, "maze", "mazes; their symmetries are for training: data.augment")
     maze.add_argument("--size", type=_sides, metavar="RxC", help="rows x columns (30x30)")
+    maze.add_argument("--smallest", type=COUNT, metavar="N",
+                      help="mazes of all sizes with sides from N to those of --size; 0: all of that size (0)")
     made.add_argument("--min_length", type=COUNT, metavar="N",
                       help="the shortest path has more than N steps (110 at 30x30, as much for every cell elsewhere)")
     made.add_argument("--single_path", action="store_true", default=None,

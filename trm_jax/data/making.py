@@ -18,7 +18,6 @@ from trm_jax import config, puzzles
 from trm_jax.config import Data
 from trm_jax.data import arc_build, dataset, sources
 from trm_jax.data.dataset import DatasetError
-from trm_jax.puzzles import maze
 
 HUB = {"sudoku": "sapientinc/sudoku-extreme", "maze": "sapientinc/maze-30x30-hard-1k"}  # the official files
 
@@ -58,7 +57,8 @@ def domain_of(data: Data) -> puzzles.Domain:
     if data.puzzle == "sudoku":
         return puzzles.get("sudoku", box_rows=data.make.box[0], box_cols=data.make.box[1])
     if data.puzzle == "maze":
-        return puzzles.get("maze", rows=data.make.size[0], cols=data.make.size[1])
+        return puzzles.get("maze", rows=data.make.size[0], cols=data.make.size[1],
+                           smallest=data.make.smallest)
     return puzzles.with_options(data.puzzle, config.read_options(data.make.options))[0]
 
 
@@ -97,9 +97,7 @@ def _generator(data: Data, domain: puzzles.Domain) -> dict[str, Any]:
         return {"clues": m.clues or None}
     if data.puzzle != "maze":
         return puzzles.with_options(data.puzzle, config.read_options(m.options))[1]
-    assert isinstance(domain, maze.Maze)
-    return {"min_length": domain.default_min_length() if m.min_length < 0 else m.min_length,
-            "single_path": m.single_path}
+    return {"min_length": None if m.min_length < 0 else m.min_length, "single_path": m.single_path}
 
 
 def _make_arc(data: Data, overwrite: bool, again: str, note: Callable[[str], None]) -> str:
@@ -169,7 +167,7 @@ def _ways(data: Data, again: str) -> list[tuple[str, str]]:
             for path, how in ((own, read), (made, {"source": "generate"})))]
     else:
         generated = config.Make(source="generate", train=data.make.train, test=data.make.test, box=data.make.box,
-                                size=data.make.size)
+                                size=data.make.size, smallest=data.make.smallest)
         commands = [dataclasses.replace(data, path=path, make=how).how_to_make for path, how in (
             (data.path, data.make), (own, dataclasses.replace(data.make, **read)), (made, generated))]
     return list(zip(("with a network, the same again", "with files of your own (source,question,answer,rating)",

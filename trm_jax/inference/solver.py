@@ -273,7 +273,7 @@ class Solver:
             undo = puzzles.Symmetry(np.repeat(undo.relabel, n, axis=0), np.repeat(undo.cells, n, axis=0))
             trace = trace._replace(tokens=undo.apply(trace.tokens), confidence=np.take_along_axis(
                 trace.confidence, undo.cells.astype(np.intp), axis=1))
-        return trace
+        return trace._replace(tokens=self.domain.within(inputs, trace.tokens))
 
     def traces(self, puzzle: Any, steps: int = 64, *, settle: int = 0, tries: int = 1, seed: int = 0,
                number: int = 0, vary: str = "") -> Iterator[tuple[Trace, Answer]]:
@@ -369,6 +369,7 @@ class Solver:
     def judge(self, inputs: np.ndarray, tokens: np.ndarray, stop: str, cycles: int, since: int,
               attempt: int = 1, like: str = "") -> Answer:
         """inputs, tokens [S]; like: the text that the puzzle was read from."""
+        tokens = self.domain.within(inputs, tokens)
         verified = bool(self.verify(inputs[None], tokens[None])[0])
         reason = "" if verified else self._reason(inputs, tokens)
         return Answer(self.domain.decode(tokens, like), tokens, verified, stop, cycles, since, reason, attempt,

@@ -101,7 +101,7 @@ def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike[str]
              if name == "data.puzzle" or name.startswith("arch.") and name not in NOT_ASKED}
     export = rows_by_name(export, data, experiment)
     for name, a, b in (*((f"dataset {k}", v, getattr(data.shape, k)) for k, v in export.shape.sizes.items()),
-                       ("dataset puzzle", export.puzzle, puzzle_of(data.domain))):
+                       ("dataset puzzle", puzzle_of(export.domain), puzzle_of(data.domain))):
         if a != b:
             found[name] = a, b
     if found:

@@ -236,6 +236,10 @@ class Domain:
         """[B, S] each."""
         raise PuzzleError(f"{self.name} has no rules to verify an answer by")
 
+    def within(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """[..., S] each -> answers, as padding where the puzzle has no cell."""
+        return answers
+
     def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         """[S] each -> why the answer is not verified; "" if it is."""
         raise PuzzleError(f"{self.name} has no rules to verify an answer by")

@@ -1,4 +1,4 @@
-"""Mazes of any size: codec, verifier, symmetries, generator, shortest paths and picture.
+"""Mazes: codec, verifier, symmetries, generator, shortest paths and picture.
 
 Tokens: 0 pad, 1 '#' wall, 2 ' ' free, 3 'S' start, 4 'G' goal, 5 'o' path. Cells are read row by row; steps go down,
 right, up or left. An answer is the maze with the free cells of one shortest path from S to G marked 'o'.
@@ -58,10 +58,15 @@ class Mazes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Maze(Domain):
-    """A grid of rows x cols. (30, 30) is the size of Maze-Hard."""
+    """A grid of rows x cols. (30, 30) is the size of Maze-Hard.
+
+    With `smallest`, any rectangle with sides from that to rows and cols: it lies at the top left of the grid, and the
+    rest is padding, which an answer repeats.
+    """
 
     rows: int = 30
     cols: int = 30
+    smallest: int = 0  # side; 0: all mazes are rows x cols
     name = "maze"
     vocab_size = 6  # pyright: ignore[reportAssignmentType]
     verified_as = "shortest path"
@@ -74,10 +79,13 @@ class Maze(Domain):
     def __post_init__(self):
         if not (2 <= self.rows <= MOST_SIDE and 2 <= self.cols <= MOST_SIDE):
             raise PuzzleError(f"a maze of {self.rows}x{self.cols} will not do: both sides must be 2 to {MOST_SIDE}")
+        if self.smallest and not 2 <= self.smallest <= min(self.rows, self.cols):
+            raise PuzzleError(f"smallest = {self.smallest} will not do for mazes of up to {self.rows}x{self.cols}: it "
+                              f"must be 2 to {min(self.rows, self.cols)}, or 0")
 
     @property
     def title(self) -> str:
-        return f"{self.rows}x{self.cols} maze"
+        return f"maze of {self.smallest}x{self.smallest} to {self._size}" if self.smallest else f"{self._size} maze"
 
     @classmethod
     def recognised(cls, value: Any) -> str:
@@ -85,9 +93,7 @@ class Maze(Domain):
             if isinstance(value, Mapping):
                 value = maze_text.with_ends(value) or next((value[k] for k in PUZZLE_NAMES if k in value), "")
             lines = maze_text.list_rows(value)
-            high, wide = len(lines), len(lines[0]) if lines else 0
-            sides = [(high, wide), (high, wide // 2), (high, wide // 2 + 1), (high - 2, wide // 2 - 1)]
-            for rows, cols in [*sides, (math.isqrt(wide), math.isqrt(wide))]:
+            for rows, cols in maze_text.sizes(lines):
                 with contextlib.suppress(PuzzleError):
                     domain = cls(rows, cols)
                     found = domain.encode("\n".join(lines))
@@ -124,8 +130,10 @@ class Maze(Domain):
         """Text -> tokens [S]: one line of rows * cols characters, or the rows as lines, or what render draws.
 
         maze_text.py says what the characters mean. A space is a free cell, also at either end of a line: nothing is
-        stripped.
+        stripped. With `smallest`, one line is a square, or has / between its rows.
         """
+        if self.smallest:
+            return self._encode_any(text)
         lines = maze_text.rows_of(text, self.cols)
         if len(lines) > 1:
             if len(lines) != self.rows:
@@ -146,6 +154,35 @@ class Maze(Domain):
             raise PuzzleError(f"got {len(cells)} cells, expected {self.seq_len} ({self.rows}x{self.cols})")
         return np.array([self.symbols[signs[char]] for char in cells], np.uint8)
 
+    def _encode_any(self, text: str) -> np.ndarray:
+        lines, why = maze_text.list_rows(text.replace("/", "\n")), ""
+        if not "".join(lines).strip():
+            raise PuzzleError("there is no maze: got 0 cells")
+        for rows, cols in maze_text.sizes(lines):
+            try:
+                found = Maze(rows, cols).encode("\n".join(lines))
+            except PuzzleError as error:
+                why = why or str(error)
+                continue
+            if not (self.smallest <= rows <= self.rows and self.smallest <= cols <= self.cols):
+                raise PuzzleError(f"this is a {rows}x{cols} maze; mazes of {self.smallest}x{self.smallest} to "
+                                  f"{self._size} will do")
+            return self._padded(found.reshape(rows, cols))
+        raise PuzzleError(why or f"got {len(lines[0]) if lines else 0} cells on one line, which make no square; write "
+                          "its rows as lines, or with / between them")
+
+    def _padded(self, grids: np.ndarray) -> np.ndarray:
+        """[..., r, c] -> [..., S]."""
+        ends = [(0, 0)] * (grids.ndim - 2) + [(0, self.rows - grids.shape[-2]), (0, self.cols - grids.shape[-1])]
+        return np.pad(grids, ends).reshape(*grids.shape[:-2], self.seq_len)
+
+    def is_one(self, value: list) -> bool:
+        if not self.smallest:
+            return super().is_one(value)
+        return len(value) >= self.smallest and all(
+            isinstance(row, (str, list)) and self.smallest <= len(row) == len(value[0]) <= 2 * self.cols + 1
+            and not any(isinstance(cell, (list, dict)) for cell in row) for row in value)
+
     def encode_value(self, value: Any) -> np.ndarray:
         """As the base class says; also {"maze": rows, "start": [row, column], "goal": [row, column]}."""
         if isinstance(value, Mapping):
@@ -154,11 +191,27 @@ class Maze(Domain):
         return self.encode(value if isinstance(value, str) else "\n".join(maze_text.list_rows(value)))
 
     def split(self, text: str) -> list[Piece]:
-        return maze_text.split_mazes(text, self.rows, self.cols)
+        return maze_text.split_any(text) if self.smallest else maze_text.split_mazes(text, self.rows, self.cols)
 
     def decode(self, tokens: np.ndarray, like: str = "") -> str:
-        """Tokens [S] -> text on one line, '?' for what is no cell (pad, out of range)."""
-        return "".join(SYMBOLS[t] if 0 < t < len(SYMBOLS) else "?" for t in self._grids(tokens, ndim=1))
+        """Tokens [S] -> text on one line, '?' for what is no cell (pad, out of range).
+
+        With `smallest`, of the cells that are not padding, with / between rows unless they make a square.
+        """
+        rows = ["".join(SYMBOLS[t] if 0 < t < len(SYMBOLS) else "?" for t in row) for row in self._cells(tokens)]
+        return ("/" if self.smallest and len(rows) != len(rows[0]) else "").join(rows)
+
+    def _cells(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens [S] -> [r, c]: the whole grid, or with `smallest` what of it is not padding."""
+        grid = self._grids(tokens, ndim=1).reshape(self.rows, self.cols)
+        if not self.smallest or not grid.any():
+            return grid
+        (top, bottom), (left, right) = ((int(i[0]), int(i[-1]) + 1) for i in map(np.flatnonzero, (
+            grid.any(1), grid.any(0))))
+        return grid[top:bottom, left:right]
+
+    def within(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        return np.where(np.asarray(inputs) == 0, 0, answers) if self.smallest else np.asarray(answers)
 
     def render(self, tokens: np.ndarray, given: np.ndarray | None = None, changed: np.ndarray | None = None,
                color: bool = False) -> str:
@@ -167,9 +220,13 @@ class Maze(Domain):
         tokens [S]; given [S]: the maze: the path is green and what else differs from the maze red; changed [S] bool:
         highlighted. Without color, given and changed make no difference and there are no escape codes.
         """
-        tokens = self._grids(tokens, ndim=1)
-        given = tokens if given is None else self._grids(given, ndim=1)
-        changed = np.zeros(self.seq_len, bool) if changed is None else self._grids(changed, ndim=1)
+        rows, cols = self._cells(tokens if given is None else given).shape  # of what is drawn
+
+        def drawn(values):
+            return self._grids(values, ndim=1).reshape(self.rows, self.cols)[:rows, :cols].ravel()
+        tokens = drawn(tokens)
+        given = tokens if given is None else drawn(given)
+        changed = np.zeros(rows * cols, bool) if changed is None else drawn(changed)
 
         def cell(s):
             token = tokens[s]
@@ -182,8 +239,8 @@ class Maze(Domain):
             style += _CHANGED if changed[s] else ""
             return f"{before}{style}{symbol}{_RESET}" if style else before + symbol
 
-        ruler = "\u2500" * 2 * self.cols
-        lines = ["".join(map(cell, range(first, first + self.cols))) for first in range(0, self.seq_len, self.cols)]
+        ruler = "\u2500" * 2 * cols
+        lines = ["".join(map(cell, range(first, first + cols))) for first in range(0, rows * cols, cols)]
         return "\n".join([f"\u250c{ruler}\u2510", *(f"\u2502{line}\u2502" for line in lines), f"\u2514{ruler}\u2518"])
 
     # Rules
@@ -193,7 +250,7 @@ class Maze(Domain):
         inputs = self._grids(inputs, ndim=1)
         if (inputs == PATH).any():
             raise PuzzleError(f"{self._place(int(np.argmax(inputs == PATH)))} is marked 'o': a question holds no path")
-        if bad := inputs[(inputs < WALL) | (inputs > GOAL)].tolist():
+        if bad := inputs[(inputs < (0 if self.smallest else WALL)) | (inputs > GOAL)].tolist():
             raise PuzzleError(f"a maze's tokens are {WALL} (wall) to {GOAL} (goal), got {bad[0]}")
         for token, what in ((START, "start S"), (GOAL, "goal G")):
             if (count := int((inputs == token).sum())) != 1:
@@ -208,7 +265,7 @@ class Maze(Domain):
         and G touch one: a way that runs along beside itself is not told from one with a branch. No shortest path
         does. Of an input that is no maze, nothing is a path.
         """
-        inputs, answers = np.broadcast_arrays(_bytes(self._grids(inputs)), _bytes(self._grids(answers)))
+        inputs, answers = self._both(inputs, answers)
         shape = inputs.shape[:-1]
         flat = [np.array(a.reshape(-1, self.seq_len), order="C") for a in (inputs, answers)]
         found = np.empty((3, len(flat[0])), bool)
@@ -217,7 +274,7 @@ class Maze(Domain):
 
     def explain(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         """Why verify does not accept answer [S] to inputs [S]; "" if it does."""
-        inputs, answer = _bytes(self._grids(inputs, ndim=1)), _bytes(self._grids(answer, ndim=1))
+        inputs, answer = self._both(self._grids(inputs, ndim=1), self._grids(answer, ndim=1))
         verdict, reasons = self.verify(inputs, answer), []
         if not verdict.kept:
             wrong = _changed(inputs, answer)
@@ -235,7 +292,7 @@ class Maze(Domain):
     def faults(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """inputs, answers as in verify -> [..., S] bool: cells that changed, other than from free to path, and path
         cells that do not touch two of path, S and G: loose ends and branches. A longer way has none."""
-        inputs, answers = np.broadcast_arrays(_bytes(self._grids(inputs)), _bytes(self._grids(answers)))
+        inputs, answers = self._both(inputs, answers)
         way = (answers == PATH) | (inputs == START) | (inputs == GOAL)
         way = np.pad(way.reshape(-1, self.rows, self.cols), ((0, 0), (1, 1), (1, 1))).astype(np.int8)
         touching = way[:, 2:, 1:-1] + way[:, :-2, 1:-1] + way[:, 1:-1, 2:] + way[:, 1:-1, :-2]
@@ -278,6 +335,8 @@ class Maze(Domain):
         such a cell are drawn again, start included. (The published procedure draws the goal as blindly as the start
         and so weighs a maze by how many such goals it has; one draw in 66,000 succeeds, of ours one in 2,000.)
 
+        With `smallest`, each maze has one of the sizes, drawn uniformly, and is one of that size's.
+
         The mazes are the distinct ones, in order, of an endless stream of which each depends on (seed, its number)
         only: same seed, same mazes, and a smaller n gives their beginning.
 
@@ -290,6 +349,8 @@ class Maze(Domain):
         """
         if n < 0 or seed < 0:
             raise PuzzleError(f"{n=} and {seed=} must not be negative")
+        if self.smallest:
+            return self._generate_any(n, seed, min_length, single_path)
         min_length = self.default_min_length() if min_length is None else min_length
         if not 0 <= min_length < self.seq_len:
             raise PuzzleError(f"{min_length=} will not do: it must be 0 to {self.seq_len - 1}, cells less one")
@@ -313,6 +374,17 @@ class Maze(Domain):
 
         return Mazes(*distinct(n, candidates, _PATIENCE, what))
 
+    def _generate_any(self, n: int, seed: int, min_length: int | None, single_path: bool) -> Mazes:
+        rng = np.random.default_rng([seed, 3])
+        sizes = rng.integers(self.smallest, (self.rows + 1, self.cols + 1), (n, 2))
+        found = Mazes(*np.zeros((2, n, self.seq_len), np.uint8), np.zeros(n, np.int32), np.zeros(n, np.float32))
+        for rows, cols in np.unique(sizes, axis=0).tolist():
+            here = (sizes == (rows, cols)).all(1)
+            made = Maze(rows, cols).generate(int(here.sum()), seed, min_length=min_length, single_path=single_path)
+            for column, part in zip(found, made):
+                column[here] = self._padded(part.reshape(-1, rows, cols)) if part.ndim == 2 else part
+        return found
+
     # Symmetries
 
     def draw_symmetry(self, rng: np.random.Generator, B: int) -> Symmetry:
@@ -329,6 +401,10 @@ class Maze(Domain):
         turned = [np.rot90(form, turns) for form in (cells, cells.T) for turns in range(4)]
         return np.stack([form.ravel() for form in turned if form.shape == cells.shape])
 
+    @property
+    def _size(self) -> str:
+        return f"{self.rows}x{self.cols}"
+
     @functools.cached_property
     def _ways(self) -> np.ndarray:
         return np.array([self.cols + 2, 1, -self.cols - 2, -1])
@@ -340,6 +416,10 @@ class Maze(Domain):
         paths = Paths(np.empty_like(inputs), np.empty(B, np.int32), np.empty(B, np.float32))
         maze_search.paths_range(inputs, self.cols, self._ways, int(rng is not None), seeds, *paths)
         return paths
+
+    def _both(self, inputs: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inputs, answers = np.broadcast_arrays(_bytes(self._grids(inputs)), _bytes(self._grids(answers)))
+        return inputs, self.within(inputs, answers)
 
     def _path_fault(self, inputs: np.ndarray, answer: np.ndarray) -> str:
         """What is wrong with the marked cells, as a walk from S finds it."""

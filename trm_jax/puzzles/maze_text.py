@@ -6,6 +6,7 @@ package maze-dataset writes it. In a matrix 1 is a wall, 0 is free, and 2 and 3 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,6 +107,34 @@ def list_rows(rows: Any) -> list[str]:
                           for cell in row)
         texts.append(str(row))
     return texts
+
+
+def sizes(lines: list[str]) -> list[tuple[int, int]]:
+    """Rows and columns that a maze in these lines may have, the likeliest first."""
+    high, wide = len(lines), len(lines[0]) if lines else 0
+    if high == 1:
+        side = math.isqrt(wide)
+        return [(side, side)] if side * side == wide else []
+    return [(high, wide), (high, wide // 2), (high, wide // 2 + 1), (high - 2, wide // 2 - 1)]
+
+
+def split_any(text: str) -> list[Piece]:
+    """The mazes of a text, of any size: with empty lines between, or one a line if each line has a start and a goal."""
+    pieces: list[Piece] = []
+    begun: list[tuple[int, str]] = []
+    lines = [*plain_lines(text), "", ""]
+    for number, line in enumerate(lines[:-1], 1):
+        whole = sum(map(line.count, "Ss")) == 1 and ("/" in line or len(sizes([line])) == 1 and len(line) > 15) and any(
+            line.count(goal) == 1 for goal in "GgEeXx")
+        beside = begun[-1][1] if begun else lines[number]
+        if begun and (whole or not line.strip() and len(line) != len(beside)):
+            pieces.append(Piece("\n".join(row for _, row in begun), begun[0][0], begun[-1][0]))
+            begun.clear()
+        if whole:
+            pieces.append(Piece(line, number, number))
+        elif line.strip() or line and len(line) == len(beside):  # a row of spaces is one of free cells
+            begun.append((number, line))
+    return pieces
 
 
 def split_mazes(text: str, rows: int, columns: int) -> list[Piece]:

@@ -91,7 +91,8 @@ def subject(export: weights_file.Export, dataset: str, settings: Sweep) -> tuple
               "eval.restarts": 0}
     experiment = config.with_fields(export.experiment, fields)
     data = Dataset.load(experiment)
-    for name, theirs, here in (("puzzle", export.puzzle, puzzle_of(data.domain)), ("shape", export.shape, data.shape)):
+    for name, theirs, here in (("puzzle", puzzle_of(export.domain), puzzle_of(data.domain)),
+                               ("shape", export.shape, data.shape)):
         if theirs != here:
             raise ScalingError(f"{experiment.data.path} does not fit the weights: {name} {here}, theirs is {theirs}")
     if not settings.vary:

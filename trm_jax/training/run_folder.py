@@ -201,7 +201,7 @@ class Run:
 
     def require_fit(self, data: Dataset) -> None:
         """Raises DatasetError unless `data` is of the run's kind of puzzles."""
-        found = {**self.puzzle, **self.shape.sizes}
+        found = {**puzzle_of(self.domain), **self.shape.sizes}
         now = {**puzzle_of(data.domain), **data.shape.sizes}
         if differ := [f"{name} is {now.get(name)!r}, the run's {found.get(name)!r}" for name in {**found, **now}
                       if now.get(name) != found.get(name)]:
