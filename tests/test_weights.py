@@ -20,7 +20,7 @@ from trm_jax.models.network import Weights
 from trm_jax.runtime import checkpoints
 from trm_jax.training import run_folder
 from trm_jax.training.system import System
-from trm_jax.weights import weights_file
+from trm_jax.weights import command, weights_file
 from trm_jax.weights.weights_file import WeightsError
 
 GRID = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2], np.uint8)
@@ -256,9 +256,9 @@ def test_rows_of_the_table_are_evaluated_by_the_names_of_their_puzzles(tmp_path,
 
 
 def test_command_line(tmp_path, run, capsys):
-    assert weights_file.main([f"--workdir={run[0]}", f"--out={tmp_path / 'w'}"]) == 0
+    assert command.main([f"--workdir={run[0]}", f"--out={tmp_path / 'w'}"]) == 0
     out = capsys.readouterr().out
     assert "EMA parameters of step 6 of 10 in bfloat16" in out
     assert weights_file.load(tmp_path / "w").metadata["dtype"] == "bfloat16"
-    assert weights_file.main([f"--workdir={tmp_path / 'none'}", f"--out={tmp_path / 'v'}"]) == 2
+    assert command.main([f"--workdir={tmp_path / 'none'}", f"--out={tmp_path / 'v'}"]) == 2
     assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "v").exists()

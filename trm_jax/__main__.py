@@ -16,7 +16,7 @@ measure
   bench      the time of a training step, and of thinking
 files
   data       make a dataset folder: generated, from files, or official
-  weights    pack a run into one file
+  weights    pack a run into one file; push, pull: to and from the Hugging Face hub
   published  weights of the published PyTorch code, in and out
 
 examples
@@ -41,7 +41,7 @@ COMMANDS = {
     "plot": "trm_jax.reports.pictures:main", "report": "trm_jax.reports.report:main",
     "compare": "trm_jax.reports.compare:main", "scaling": "trm_jax.reports.scaling:main",
     "bench": "trm_jax.reports.bench:main", "data": "trm_jax.data.__main__:main",
-    "weights": "trm_jax.weights.weights_file:main", "published": "trm_jax.weights.published:main",
+    "weights": "trm_jax.weights.command:main", "published": "trm_jax.weights.published:main",
 }
 
 

@@ -40,9 +40,11 @@ def main(argv: Sequence[str] | None = None, mode: str = "") -> int:
     parser.add_argument("--workdir", metavar="RUN", type=arguments.text, help="folder of the run: config, checkpoints, "
                         "metrics, evaluations (runs/NAME-VARIANT)")
     parser.add_argument("--weights", metavar="SOURCE", type=arguments.text, help="to evaluate instead of the run's "
-                        "best checkpoint: a name, a file or the folder of a run; the result still goes to --workdir")
+                        "best checkpoint: a name, a file, the folder of a run or hf://OWNER/NAME; the result still "
+                        "goes to --workdir")
     parser.add_argument("--init_from", metavar="SOURCE", type=arguments.text, help="weights that training starts "
-                        "from: a name, a file or the folder of a run; a run that has a checkpoint goes on from that")
+                        "from: a name, a file, the folder of a run or hf://OWNER/NAME; a run that has a checkpoint "
+                        "goes on from that")
     parser.add_argument("--make_data", type=arguments.boolean, default=True, metavar="BOOL",
                         help="make the dataset, by generating or downloading, if it is missing (True)")
     arguments.add_cache(parser, "~/.cache/trm_jax/compiled")

@@ -233,6 +233,9 @@ class Checkpoint:
 @dataclasses.dataclass(frozen=True)
 class Log:
     interval_steps: int = 50
+    # Besides metrics.jsonl, which is always written. The last three are other people's services, each with its own
+    # package: see runtime/trackers.py.
+    writers: tuple[Literal["tensorboard", "wandb", "mlflow", "comet"], ...] = ("tensorboard",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,6 +121,16 @@ def text_in(puzzle: Any) -> str:
 class Solver:
     """Answers puzzles of one domain, on one device. A subclass names the domain that it is for.
 
+    >>> import trm_jax
+    >>> solver = trm_jax.Solver.load("rsm-maze-quick")
+    >>> maze = ["G#..##", ".##...", "...###", "##...S", "...###", "#.##.#"]
+    >>> [answer] = solver.solve([maze], max_cycles=64)
+    >>> answer.verified, answer.text
+    (True, 'G#  ##o##   ooo#####oooS   #### ## #')
+    >>> trace = solver.trace(maze, steps=20)
+    >>> trace.tokens.shape  # the answer after every cycle
+    (20, 36)
+
     It can be used from several threads, one call at a time. It does not outlive a fork: jax has threads, and calls
     would hang. So where processes work side by side, each calls `load` itself and is started by "spawn":
 
@@ -145,10 +155,11 @@ class Solver:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Solver:
-        """From a run's folder, a weights file, or the name of weights that come with this package.
+        """From a run's folder, a weights file, the name of weights that come with this package, or a model on the
+        Hugging Face hub: "hf://OWNER/NAME", also with @REVISION.
 
-        For ARC it is an arc_solver.ArcSolver. Raises WeightsError, CheckpointError, DatasetError or ConfigError, and
-        SolveError in a forked process.
+        For ARC it is an arc_solver.ArcSolver. Raises WeightsError, HubError, CheckpointError, DatasetError or
+        ConfigError, and SolveError in a forked process.
         """
         _refuse_fork(Solver._process)
         return Solver.of(weights_file.read(path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Callable
@@ -46,11 +45,21 @@ def save(result: dict[str, Any], workdir: str | os.PathLike[str], of: str = "",
 
 
 @distributed.together()
-def evaluate(experiment, workdir: str | os.PathLike[str],
+def evaluate(experiment: config.Experiment, workdir: str | os.PathLike[str],
              note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run, or its last one if none has been evaluated yet.
 
-    The config must be the run's own but for how to evaluate (`config.MAY_CHANGE`) and on which dataset.
+        deeper = trm_jax.load_experiment("rsm_sudoku:quick", ["eval.H_test=16,256"])
+        result = trm_jax.evaluate(deeper, "runs/rsm_sudoku-quick")
+        print([figure["exact_accuracy"] for figure in result["figures"]])
+
+    Args:
+      experiment: must be the run's own but for how to evaluate (`config.MAY_CHANGE`) and on which dataset.
+      workdir: the run's folder; eval/step_N.json in it will hold the result.
+      note: takes lines for people: progress, then a table.
+
+    Returns {"step", "dataset", "figures": [{"H_test", "L_test", "n", "exact_accuracy" (a share), ...}], ...}, a figure
+    for every depth. Raises ConfigError, CheckpointError or DatasetError.
     """
     run, mesh, data = run_folder.open_run(workdir, experiment), distributed.data_mesh(), Dataset.load(experiment)
     run.require_fit(data)
@@ -87,7 +96,8 @@ def rows_by_name(export: weights_file.Export, data: Dataset, experiment: config.
 @distributed.together()
 def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike[str], path: str | os.PathLike[str],
                   note: Callable[[str], None] = distributed.say) -> dict[str, Any]:
-    """As evaluate.evaluate, but of a weights file: dataset and evaluation settings are those of `experiment`.
+    """As evaluate.evaluate, but of weights (a name, a file, a run's folder, hf://OWNER/NAME): dataset and evaluation
+    settings are those of `experiment`.
 
     ARC's puzzles are known by the names of their identifiers, in whatever order the file and the dataset have them.
 
@@ -95,7 +105,8 @@ def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike[str]
       WeightsError: listing every field that changes an answer in which it differs from the file's own config; or
         identifiers of the dataset that the file has not learned.
     """
-    export, data, mesh = weights_file.load(path), Dataset.load(experiment), distributed.data_mesh()
+    place = weights_file.locate(path)
+    export, data, mesh = weights_file.read(place), Dataset.load(experiment), distributed.data_mesh()
     theirs, ours = config.to_json(export.experiment), config.to_json(experiment)
     found = {name: pair for name, pair in config.differences(theirs, ours).items()
              if name == "data.puzzle" or name.startswith("arch.") and name not in NOT_ASKED}
@@ -115,8 +126,8 @@ def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike[str]
     result = evaluator(weights, export.metadata["step"], export.metadata["L"], note)
     result |= {"parameters": export.metadata["parameters"],
                "weights": {"file": os.fspath(path), "dtype": export.metadata["dtype"],
-                           "sha256": hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()}}
-    written = save(result, workdir, pathlib.Path(path).stem, evaluator.votes)
+                           "sha256": files.digest(place) if place.is_file() else None}}
+    written = save(result, workdir, pathlib.PurePath(path).stem, evaluator.votes)
     note(table(result))
     note(f"weights: {path} ({export.metadata['dtype']}); written to {written}")
     return result

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +15,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from trm_jax import config, puzzles
-from trm_jax.data import dataset, pipeline
+from trm_jax.data import dataset, making, pipeline
 from trm_jax.data.loading import Dataset
 from trm_jax.evaluation import tables
 from trm_jax.evaluation.evaluator import Evaluator
 from trm_jax.evaluation.scores import best, scalars
 from trm_jax.jobs import evaluate
-from trm_jax.runtime import checkpoints, distributed, files, metrics
+from trm_jax.runtime import checkpoints, distributed, files, metrics, trackers
 from trm_jax.runtime.errors import StopRequests, UserError
 from trm_jax.runtime.progress import Progress
 from trm_jax.training import run_folder
@@ -31,6 +32,7 @@ from trm_jax.training.system import System, total_steps
 from trm_jax.weights import initial
 
 AHEAD = 2  # steps that the host may run ahead of the devices
+Callback = Callable[[int, Mapping[str, Any]], Any]  # (step, {name: number}): `write` of a metrics.Writer is one
 
 
 class DivergedError(UserError):
@@ -46,16 +48,42 @@ def stream(experiment: config.Experiment, data: Dataset):
 
 
 @distributed.together()
-def train(experiment: config.Experiment, workdir: str | os.PathLike[str], seconds: float = math.inf) -> dict[str, Any]:
+def train(experiment: config.Experiment, workdir: str | os.PathLike[str], seconds: float = math.inf,
+          callbacks: Sequence[Callback] = (), make_data: bool = False) -> dict[str, Any]:
     """Trains to the end of the schedule and evaluates; continues by itself where `workdir` holds a checkpoint.
 
-    A run that has trained for so many `seconds` (without compiling, evaluating and saving; over all its
-    continuations) ends where it stands. That is for a single process: others would end at other steps.
+    >>> import trm_jax
+    >>> experiment = trm_jax.load_experiment("rsm_sudoku:quick", ["total_steps=4", "data.path=data/4x4",
+    ...     "data.make.box=2,2", "data.make.clues=6", "data.make.train=64", "data.make.test=8", "eval.H_test=2",
+    ...     "log.interval_steps=2"])
+    >>> def watch(step, values):
+    ...     if "loss" in values:
+    ...         print(step, sorted(values)[:2])
+    ...         return step == 2  # enough
+    >>> result = trm_jax.train(experiment, "runs/short", callbacks=[watch], make_data=True)
+    2 ['H', 'L']
+    >>> result["step"], result["figures"][-1]["n"]
+    (2, 8)
 
-    Returns the last evaluation (see evaluate.py). Raises ConfigError, DatasetError, CheckpointError, LockedError or
-    DivergedError, all of them UserErrors with a message for the user; KeyboardInterrupt (Ctrl-C) and Preempted
-    (SIGTERM) once the run is saved.
+    Args:
+      experiment: what to train: `trm_jax.load_experiment(NAME)`.
+      workdir: the run's folder. What it is told of goes to the writers that `experiment.log.writers` names.
+      seconds: a run that has trained for so many (without compiling, evaluating and saving; over all its
+        continuations) ends where it stands. That is for a single process: others would end at other steps.
+      callbacks: are called with every record: (step, values), once with the means since the last record every
+        `log.interval_steps` and once with the figures of every evaluation ("eval/..."). One that returns True ends
+        the run where it stands: it is saved, and evaluated; the same call goes on from there. In a run of several
+        processes the first one's are called.
+      make_data: a dataset that is missing is made first, as `experiment.data.make` says.
+
+    Returns the last evaluation (see evaluate.py): {"step", "figures": [{"H_test", "L_test", "n", "exact_accuracy",
+    ...}], ...}. Raises ConfigError, DatasetError, CheckpointError, LockedError, TrackerError or DivergedError, all of
+    them UserErrors with a message for the user; KeyboardInterrupt (Ctrl-C) and Preempted (SIGTERM) once the run is
+    saved.
     """
+    trackers.require(experiment.log.writers)
+    if make_data:
+        distributed.agreed(lambda: making.ensure(experiment.data) if distributed.is_primary() else None)
     mesh = distributed.data_mesh()
     distributed.check_batch(experiment.global_batch_size, mesh)
     data = Dataset.load(experiment)
@@ -74,7 +102,7 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike[str], second
             run_folder.claim(workdir, config.to_json(experiment))  # again: nobody else writes there now
             return run_folder.claim_data(workdir, experiment, data)
         run = distributed.agreed(claim)
-        return stack.enter_context(Trainer(run, data, mesh, batches, seconds, start)).run()
+        return stack.enter_context(Trainer(run, data, mesh, batches, seconds, start, callbacks)).run()
 
 
 def _identifiers(experiment: config.Experiment) -> list[str] | None:
@@ -103,8 +131,9 @@ class Trainer:
     """
 
     def __init__(self, run: Run, data: Dataset, mesh: Mesh, batches, seconds: float = math.inf,
-                 start: initial.Start | None = None):
+                 start: initial.Start | None = None, callbacks: Sequence[Callback] = ()):
         e, system = run.experiment, run.system
+        self._callbacks, self._is_enough = callbacks, False
         self.state, self.steps_done = place(system, mesh), 0
         self._run, self._system, self._mesh, self._batches = run, system, mesh, batches
         with contextlib.ExitStack() as stack:
@@ -119,7 +148,8 @@ class Trainer:
             self._clock = _Clock(position.get("clock", position), seconds)
             self._window = _Window(SUMS[e.arch.supervision], position.get("window"))
             self._writer = stack.enter_context(metrics.MetricWriter(
-                run.workdir, self.steps_done, evaluated=self._checkpoints.is_evaluated(self.steps_done)))
+                run.workdir, self.steps_done, self._checkpoints.is_evaluated(self.steps_done),
+                trackers.writers(e.log.writers, config.to_json(e))))
             self._progress = stack.enter_context(Progress(run.total_steps, self.steps_done))
             self._stop = stack.enter_context(StopRequests(
                 self._progress.note, take_signals=jax.process_count() == 1))
@@ -183,8 +213,7 @@ class Trainer:
                                          "H": curriculum.H(step), "L": curriculum.L(step)}
         spent, examples = self._clock.train - self._window.since, len(self._window) * e.global_batch_size
         self._progress.update(step, values, seconds=spent, examples=examples, flops=self._window.flops)
-        self._writer.write(step, values | {"examples_per_second": examples / spent,
-                                           "flops_per_second": self._window.flops / spent})
+        self._tell(values | {"examples_per_second": examples / spent, "flops_per_second": self._window.flops / spent})
         self._window.clear(since=self._clock.train)
 
     def save(self) -> None:
@@ -202,12 +231,19 @@ class Trainer:
         result |= self._clock.read()
         evaluate.save(result, self._run.workdir, votes=self._evaluator.votes)
         if not self._checkpoints.is_evaluated(step):
-            self._writer.write(step, scalars(result))
+            self._tell(scalars(result))
             self._writer.flush()
             metric = run_folder.best_metric(self._run.experiment)
             self._checkpoints.record(step, {metric: best(result, metric)})
         self._progress.note(tables.table(result))
         return result
+
+    def _tell(self, values: dict[str, Any]) -> None:
+        """Hands a record to the writers and the callbacks."""
+        self._writer.write(self.steps_done, values)
+        if self._callbacks:
+            enough = distributed.is_primary() and [callback(self.steps_done, values) for callback in self._callbacks]
+            self._is_enough |= any(distributed.everyones(enough)[0])
 
     def _restore(self) -> dict[str, Any]:
         """Takes up the newest sound checkpoint; what it says of where the run stands, {} if there is none."""
@@ -226,7 +262,7 @@ class Trainer:
         return position
 
     def _is_over(self) -> bool:
-        return self.steps_done >= self._run.total_steps or self._clock.is_over()
+        return self.steps_done >= self._run.total_steps or self._clock.is_over() or self._is_enough
 
     def _evaluates(self) -> bool:
         every = self._run.experiment.eval.interval_steps

@@ -126,7 +126,8 @@ def add_source(parser: Any, names: Sequence[str], default: str | None = None) ->
     """
     either = parser.add_mutually_exclusive_group(required=default is None)
     either.add_argument("--weights", dest="source", metavar="SOURCE", type=text, default=default,
-                        help=f"a name ({', '.join(names)}), a file of trm-jax weights, or the folder of a run"
+                        help=f"a name ({', '.join(names)}), a file of trm-jax weights, the folder of a run, or "
+                        "hf://OWNER/NAME"
                         + (f" ({default})" if default else ""))
     either.add_argument("--workdir", dest="source", metavar="RUN", type=text, default=argparse.SUPPRESS,
                         help="the same, said of a run: its best checkpoint is used")

@@ -2,6 +2,6 @@
 
 import sys
 
-from trm_jax.weights.weights_file import main
+from trm_jax.weights.command import main
 
 sys.exit(main())

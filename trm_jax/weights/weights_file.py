@@ -15,8 +15,7 @@ import functools
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +29,11 @@ from safetensors import SafetensorError, safe_open
 from trm_jax import config, puzzles
 from trm_jax.data.shape import SIZES, Shape
 from trm_jax.models.network import Bound, Model, Weights, vocabularies
-from trm_jax.runtime import arguments, distributed
-from trm_jax.runtime.errors import UserError, guarded
+from trm_jax.runtime import distributed
+from trm_jax.runtime.errors import UserError
 from trm_jax.runtime.files import write_file
 from trm_jax.training import run_folder
+from trm_jax.weights import hub
 
 FORMAT = 2  # 1: the same without checksums
 MOST_CYCLES, MOST_PREFIX = 1024, 4096  # inner cycles, H_cycles and prefix positions that a header may ask for
@@ -91,15 +91,29 @@ def named() -> list[str]:
     return sorted(file.stem for file in TRAINED.glob("*.safetensors"))
 
 
-def read(path: str | os.PathLike[str]) -> Export:
-    """From a run's folder, a weights file, or one of `named` (where nothing else is called so)."""
-    if Path(path).is_dir():
-        return from_run(path)
-    if Path(path).exists():
-        return load(path)
-    if os.fspath(path) in named():
-        return load(TRAINED / f"{path}.safetensors")
-    raise WeightsError(f"there is no run, file or trained network called {path}; trained: {', '.join(named())}")
+def read(source: str | os.PathLike[str]) -> Export:
+    """From what `locate` finds. Raises WeightsError, HubError or CheckpointError."""
+    place = locate(source)
+    return from_run(place) if place.is_dir() else load(place)
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """A file of weights, or a run's folder, of all that --weights takes: one of these; a folder that was pulled from
+    the hub; a model on the hub, as hf://OWNER/NAME, which is downloaded; one of `named` (where nothing else is called
+    so).
+
+    Raises WeightsError or HubError.
+    """
+    if os.fspath(source).startswith(hub.PREFIX):
+        return hub.download(os.fspath(source))
+    if (Path(source) / hub.MODEL).is_file():
+        return Path(source) / hub.MODEL
+    if Path(source).exists():
+        return Path(source)
+    if os.fspath(source) in named():
+        return TRAINED / f"{os.fspath(source)}.safetensors"
+    raise WeightsError(f"there is no run, file or trained network called {source}; trained: {', '.join(named())}; "
+                       "hf://OWNER/NAME is a model on the Hugging Face hub")
 
 
 def puzzle_in(name: str) -> dict[str, Any]:
@@ -263,23 +277,3 @@ def _identifiers(path, file, puzzle: dict[str, Any], shape: Shape) -> list[str] 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = arguments.Parser("python -m trm_jax weights", (__doc__ or "").splitlines()[0])
-    arguments.add_source(parser, named())
-    arguments.add_out(parser, "file to write")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors (%(default)s)")
-    args = parser.parse_args(argv)
-
-    def run() -> None:
-        export = read(args.source)
-        save(args.out, export, args.dtype)
-        m = export.metadata
-        print(f"{args.out}: {export.model.parameter_count():,} {m['parameters']} parameters of step {m['step']:,} "
-              f"of {m['total_steps']:,} in {args.dtype}, {os.path.getsize(args.out):,} bytes")
-    return guarded(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
