@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import config, puzzles
+from trm_jax import config, main, puzzles
 from trm_jax.jobs import train
 from trm_jax.reports import describe
-from trm_jax.runtime import checkpoints
+from trm_jax.runtime import checkpoints, peaks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -136,3 +136,16 @@ def test_describe_from_the_command_line():
                            "--mode=describe"], cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "2,513,920 trained" in done.stdout
+
+
+def test_describe_says_the_hours_at_a_speed(capsys, monkeypatch):
+    config_name, measured = "--config=rsm_sudoku", []
+    monkeypatch.setattr(peaks, "products", lambda kind: measured.append(kind) or 5e14)
+    for words, hours in (([], "53 h at 1.00 TFLOP/s ("), (["--flops=4e14"], "0.13 h at 400 TFLOP/s ("),
+                         (["--flops=8e14", "--mfu=0.5"], "0.13 h at 400 TFLOP/s (50% of 800 TFLOP/s) "),
+                         (["--mfu=0.8"], "0.13 h at 400 TFLOP/s (80% of 500 TFLOP/s, measured here) ")):
+        assert main.describe([config_name, *words]) == 0
+        assert f"190 PFLOP; {hours}" in capsys.readouterr().out
+    assert measured == ["bf16"], "measured once, in the config's type"
+    with pytest.raises(SystemExit):
+        main.train([config_name, "--mfu=0.8"])

@@ -122,9 +122,9 @@ def test_write_json(tmp_path):
 def test_format_progress():
     values = {"loss": 0.12345, "exact_accuracy": 0.4521, "lr": 1e-3, "H": 4, "L": 3, "other": 1}
     line = format_progress(1200, 5000, values, examples_per_second=1234.4, flops_per_second=1.23e13,
-                           eta_seconds=3723)
+                           peak=3e13, eta_seconds=3723)
     assert line == ("step 1200/5000  ETA 1:02:03  loss 0.1235  exact 45.2%  lr 1.0e-03  H 4  L 3  1,234 ex/s"
-                    "  12.3 TFLOP/s")
+                    "  12.3 TFLOP/s  MFU 41%")
     assert format_progress(0, 10, {}) == "step 0/10"
     assert format_progress(1, 10, {"loss": float("nan")}, examples_per_second=0.26) == "step 1/10  loss nan  0.3 ex/s"
 

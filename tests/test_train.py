@@ -71,6 +71,8 @@ def test_a_run_learns_and_leaves_its_records(data, tmp_path):
     assert dict(records(tmp_path, "eval/cell_accuracy/H3_L2"))[60] == result["figures"][1]["cell_accuracy"] > 0.4
     assert config.parse(json.loads((tmp_path / "config.json").read_text())) == e
     assert tiny.final_state(e, tmp_path).step == 60
+    speed, mfu = (np.array([value for _, value in records(tmp_path, name)]) for name in ("flops_per_second", "mfu"))
+    np.testing.assert_allclose(speed / mfu, speed[0] / mfu[0])  # one peak for the whole run
 
 
 def test_recorded_depths_are_the_curriculums(uninterrupted):

@@ -10,6 +10,7 @@ from jax import lax
 from tests import tiny
 from trm_jax.reports import bench_step, xla_profile
 from trm_jax.reports.xla_profile import Operation, ProfileError, Span, Window
+from trm_jax.runtime import peaks
 
 MACHINE = {"device": "this", "products": {"f32": 1e9, "bf16": 2e9}, "bandwidth": {"cache": 1e9, "memory": 1e8},
            "data_sheet": None}
@@ -62,7 +63,7 @@ def test_a_roof_is_of_products_or_of_bytes():
 
 
 def test_of_a_training_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(xla_profile, "peaks", lambda: MACHINE)
+    monkeypatch.setattr(peaks, "peaks", lambda: MACHINE)
     e = tiny.experiment(tmp_path / "no-dataset")
     result = bench_step.profile(e, tmp_path / "profile", 2)
     phases = {row["phase"] for row in result["groups"] if row["flops"]}

@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None, mode: str = "") -> int:
     parser.add_argument("--make_data", type=arguments.boolean, default=True, metavar="BOOL",
                         help="make the dataset, by generating or downloading, if it is missing (True)")
     arguments.add_cache(parser, "~/.cache/trm_jax/compiled")
+    if mode == "describe":
+        parser.add_argument("--flops", type=arguments.number(0, 1e21, above=True), metavar="FLOP/S", help="speed for "
+                            "which it says how long the run takes (1 TFLOP/s)")
+        parser.add_argument("--mfu", type=arguments.number(0, 1, above=True), metavar="SHARE", help="of --flops, or "
+                            "without it of the peak measured on this machine, that training reaches")
     args = parser.parse_args(words)
     mode = mode or args.mode
     if args.weights and mode != "evaluate":
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None, mode: str = "") -> int:
             experiment = config.with_fields(experiment, {"init_from": args.init_from})
         if mode == "describe":
             from trm_jax.reports import describe
-            return print(describe.describe(experiment))
+            return print(describe.describe(experiment, getattr(args, "flops", None), getattr(args, "mfu", None)))
         workdir = args.workdir or f"runs/{config.run_name(args.config)}"
         again = f"{parser.prog} {shlex.join(argv)}" if args.make_data else None
         _run(experiment, mode, workdir, not args.workdir, args.weights, again, args.compilation_cache)

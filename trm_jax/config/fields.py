@@ -96,6 +96,11 @@ class Arch:
     no_ACT_continue: bool = True  # halt if q_halt > 0 (TRM). False: if q_halt > q_continue, which is trained too (HRM)
 
     @property
+    def product_kind(self) -> str:
+        """Type of the operands of its products, as XLA writes it."""
+        return "bf16" if "bfloat16" in (self.forward_dtype, self.matmul_precision) else "f32"
+
+    @property
     def mixer(self) -> str:
         """What mixes tokens, by its name in models/layers.py."""
         return "units" if self.units else "mlp" if self.mlp_t else "attention"

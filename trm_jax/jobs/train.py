@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -21,7 +22,7 @@ from trm_jax.evaluation import tables
 from trm_jax.evaluation.evaluator import Evaluator
 from trm_jax.evaluation.scores import best, scalars
 from trm_jax.jobs import evaluate
-from trm_jax.runtime import checkpoints, distributed, files, metrics, trackers
+from trm_jax.runtime import checkpoints, distributed, files, metrics, peaks, trackers
 from trm_jax.runtime.errors import StopRequests, UserError
 from trm_jax.runtime.progress import Progress
 from trm_jax.training import run_folder
@@ -31,6 +32,7 @@ from trm_jax.training.supervision import Batch, DeepSums, Sums
 from trm_jax.training.system import System, total_steps
 from trm_jax.weights import initial
 
+PEAK_SECONDS = 0.1  # of measuring what a device could do
 AHEAD = 2  # steps that the host may run ahead of the devices
 Callback = Callable[[int, Mapping[str, Any]], Any]  # (step, {name: number}): `write` of a metrics.Writer is one
 
@@ -118,6 +120,16 @@ def headline(system: System, workdir, step: int) -> str:
             f"{system.model.parameter_count():,} parameters, {distributed.device_description()}")
 
 
+@functools.cache
+def _product_peak(kind: str) -> float:
+    return peaks.products(kind, PEAK_SECONDS)
+
+
+def peak(experiment: config.Experiment, mesh: Mesh) -> float:
+    """FLOP/s of products, of the config's type, that the mesh could do: measured once in a process."""
+    return _product_peak(experiment.arch.product_kind) * mesh.size
+
+
 class Trainer:
     """A run in training; a context manager. It begins at the newest sound checkpoint of the run.
 
@@ -158,6 +170,7 @@ class Trainer:
             self._compiled = stack.enter_context(Compiler(system, mesh, self._progress.note, ahead))
             self._evaluator = Evaluator(system, data, mesh)
             self._progress.note(headline(system, run.workdir, self.steps_done))
+            self._peak = peak(e, mesh)
             if start is not None and not self.steps_done:
                 self._progress.note(str(start))
             self._closing = stack.pop_all()
@@ -212,8 +225,10 @@ class Trainer:
         values = self._window.means() | {"lr": e.lr * float(curriculum.learning_rate_factor(np.int32(step))),
                                          "H": curriculum.H(step), "L": curriculum.L(step)}
         spent, examples = self._clock.train - self._window.since, len(self._window) * e.global_batch_size
-        self._progress.update(step, values, seconds=spent, examples=examples, flops=self._window.flops)
-        self._tell(values | {"examples_per_second": examples / spent, "flops_per_second": self._window.flops / spent})
+        speed = self._window.flops / spent
+        self._progress.update(step, values, seconds=spent, examples=examples, flops=self._window.flops, peak=self._peak)
+        self._tell(values | {"examples_per_second": examples / spent, "flops_per_second": speed,
+                             "mfu": speed / self._peak})
         self._window.clear(since=self._clock.train)
 
     def save(self) -> None:

@@ -15,7 +15,6 @@ operations, beside what this machine could do (xla_profile.py). The folder gets 
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -32,7 +31,7 @@ from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
 from trm_jax.data.published import expected
 from trm_jax.reports import xla_profile
-from trm_jax.runtime import arguments, distributed
+from trm_jax.runtime import arguments, distributed, files
 from trm_jax.runtime.errors import guarded
 from trm_jax.runtime.text import human, table
 from trm_jax.training import step as step_lib
@@ -163,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "median counts. 0: none, what compiling tells of the memory is enough (%(default)s)")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="trace the config's step into this folder, and say "
                         "where its time goes")
-    arguments.add_format(parser, "text", "json")
+    arguments.add_result(parser)
     args = parser.parse_args(argv)
     if args.rows and args.against:
         parser.error("--rows goes without --against")
@@ -173,9 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         if args.profile:
             result = profile(config.load(args.config, args.set), args.profile, args.repeats)
-            return print(json.dumps(result, indent=2) if args.format == "json" else show_profile(result))
+            return files.give(args, result, show_profile(result))
         result = compare(config.load(args.config, args.set), args.against, args.repeats, args.rows)
-        print(json.dumps(result, indent=2) if args.format == "json" else show(result))
+        files.give(args, result, show(result))
     return guarded(run)
 
 

@@ -14,15 +14,25 @@ from trm_jax.evaluation.unroll import unit
 from trm_jax.models.layers import swiglu_hidden
 from trm_jax.models.network import prefix_len
 from trm_jax.models.units import Units
+from trm_jax.runtime import peaks
 from trm_jax.runtime.text import human
 from trm_jax.training.puzzle_table import SPLIT_ROWS
 from trm_jax.training.supervision import detached_calls
 from trm_jax.training.system import System, total_steps
 
 
-def describe(experiment: Experiment) -> str:
-    """Text for a terminal. Without the dataset folder, it is taken to be as its recipe makes it, or as published."""
+def describe(experiment: Experiment, flops_per_second: float | None = None, mfu: float | None = None) -> str:
+    """Text for a terminal. Without the dataset folder, it is taken to be as its recipe makes it, or as published.
+
+    Args:
+      flops_per_second: for which the length of the run is said; with `mfu` a peak, of which it is that share. None: 1
+        TFLOP/s, or with `mfu` the peak of one device of this machine, which is measured.
+    """
     e = experiment
+    speed, of = flops_per_second or 1e12, ""
+    if mfu is not None:
+        speed = mfu * (flops_per_second or peaks.products(e.arch.product_kind))
+        of = f" ({mfu:.0%} of {human(speed / mfu, 'FLOP/s')}{'' if flops_per_second else ', measured here'})"
     try:
         data = Dataset.load(e)
         shape, steps = data.shape, total_steps(e, data.train.metadata)
@@ -49,7 +59,7 @@ def describe(experiment: Experiment) -> str:
         f"one core call  {human(model.core_flops(), 'FLOP')} per example"
         + (f"; of f_H {human(model.calls_flops(1), 'FLOP')}" if e.arch.H_layers else ""),
         f"whole run      {steps:,} steps of {B} = {steps * B:,} examples, {human(flops, 'FLOP')}; "
-        f"{flops / 3.6e15:.2g} h at 1 TFLOP/s (training shows its own)",
+        f"{flops / speed / 3600:.2g} h at {human(speed, 'FLOP/s')}{of} (training shows its own)",
         f"state          {human(state_bytes, 'B')} (parameters, moments, EMA, table, carry) on every device"
         + (", but a table of so many rows is shared out" if shape.num_puzzle_identifiers > SPLIT_ROWS else ""),
         f"activations    about {human(activation_bytes(system, deepest) * B, 'B')} for a batch of {B} at L {deepest}, "

@@ -17,17 +17,14 @@ import collections
 import math
 import re
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
 from trm_jax.reports import pictures
-from trm_jax.runtime import distributed, files
+from trm_jax.runtime import distributed, files, peaks
 from trm_jax.runtime.errors import UserError
 from trm_jax.runtime.text import human, table
 
@@ -35,9 +32,6 @@ CACHED = 8 * 2**20  # bytes of one operation that a core's caches may hold
 CONTAINERS = ("while", "conditional", "call")  # their own time is that of starting what is in them
 STEP = "profiled step"
 SHOWN = 16  # groups in the table; the rest is in one line
-# Dense products of bfloat16, FLOP/s, and bytes/s of memory, by the vendors' data sheets.
-DATA_SHEET = {"NVIDIA H100 80GB HBM3": (989e12, 3.35e12), "NVIDIA H200": (989e12, 4.8e12),
-              "NVIDIA A100-SXM4-80GB": (312e12, 2.04e12), "NVIDIA A100-SXM4-40GB": (312e12, 1.56e12)}
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 
 
@@ -194,46 +188,6 @@ def covered(found: Iterable[Span]) -> float:
     return total
 
 
-# The machine.
-
-
-def peaks(seconds: float = 0.3) -> dict[str, Any]:
-    """Measured on one device: FLOP/s of products by type of operands (float32 sums), bytes/s of a triad in place."""
-    device = jax.local_devices()[0]
-    cpu = device.platform == "cpu"
-    n = 1024 if cpu else 8192
-
-    def best(run: Callable[[], Any]) -> float:
-        jax.block_until_ready(run())
-        times, begun = [], time.perf_counter()
-        while len(times) < 3 or time.perf_counter() - begun < seconds:
-            before = time.perf_counter()
-            jax.block_until_ready(run())
-            times.append(time.perf_counter() - before)
-        return min(times)
-    products = {}
-    for name in ("f32", "bf16"):
-        a = jnp.ones((n, n // 2), jnp.float32 if name == "f32" else jnp.bfloat16)
-        b = jnp.ones((n // 2, n), a.dtype)
-        multiply = jax.jit(lambda a, b: lax.dot_general(a, b, (((1,), (0,)), ((), ())),
-                                                        preferred_element_type=jnp.float32))
-        products[name] = 2 * n * n * (n // 2) / best(lambda a=a, b=b, multiply=multiply: multiply(a, b))
-    bandwidth = {}
-    for name, count in (("cache", 2**17), ("memory", 2**24)) if cpu else (("memory", 2**28),):
-        repeats = 64 if name == "cache" else 4
-        held = [jnp.ones(count, jnp.float32), jnp.ones(count, jnp.float32)]
-        triad = jax.jit(lambda x, y, repeats=repeats: lax.fori_loop(0, repeats, lambda _, y: y + 0.5 * x, y),
-                        donate_argnums=1)
-
-        def run(held=held, triad=triad):
-            held[1] = triad(*held)
-            return held[1]
-        bandwidth[name] = 3 * 4 * count * repeats / best(run)
-    sheet = DATA_SHEET.get(device.device_kind)
-    return {"device": device.device_kind, "products": products, "bandwidth": bandwidth,
-            "data_sheet": None if sheet is None else {"bf16": sheet[0], "memory": sheet[1]}}
-
-
 # The report.
 
 
@@ -243,7 +197,7 @@ def profile(run: Callable[[], Any], compiled, folder: Path, model_flops: float, 
     Args:
       model_flops: of one run, without what is computed twice.
     """
-    machine = peaks()
+    machine = peaks.peaks()
     for _ in range(2):
         run()
     options = jax.profiler.ProfileOptions()
@@ -327,13 +281,9 @@ def show(result: dict[str, Any]) -> str:
         rows.append([f"{len(rest)} other groups", "", f"{total['calls']:.0f}", f"{1e3 * total['seconds']:.2f}",
                      f"{total['share']:.1%}", "", "", "", f"{1e3 * total['roof_seconds']:.2f}",
                      f"{1e3 * total['lost_seconds']:.2f}"])
-    sheet = machine["data_sheet"]
     accounted = result["accounted_share"]
     return "\n".join([
-        f"peaks measured on {machine['device']}: products "
-        + ", ".join(f"{human(value, 'FLOP/s')} ({name})" for name, value in machine["products"].items()) + "; "
-        + ", ".join(f"{name} {human(value, 'B/s')}" for name, value in machine["bandwidth"].items())
-        + (f"; data sheet {human(sheet['bf16'], 'FLOP/s')} (bf16), {human(sheet['memory'], 'B/s')}" if sheet else ""),
+        peaks.show(machine),
         f"step {1e3 * step['median']:.1f} ms (quartiles {1e3 * step['quartiles'][0]:.1f}, "
         f"{1e3 * step['quartiles'][2]:.1f}; {result['steps']} steps), here the fastest, "
         f"{1e3 * step['fastest']:.1f} ms; {human(result['model_flops'], 'FLOP')} of the "

@@ -149,6 +149,12 @@ def add_format(parser: Any, *forms: str) -> None:
     parser.add_argument("--format", choices=forms, default=forms[0], help="of standard output (%(default)s)")
 
 
+def add_result(parser: Any) -> None:
+    """--out and --format of a command whose result is a dict, which `files.give` takes."""
+    add_out(parser, "JSON file of the result", required=False)
+    add_format(parser, "text", "json")
+
+
 def add_max_cycles(parser: Any, default: int | None,
                    what: str = "test-time budget of a try: outer cycles at most") -> None:
     """--max_cycles, which used to be called by many names."""

@@ -32,6 +32,13 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     write_file(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
 
 
+def give(args: Any, result: Mapping[str, Any], shown: str) -> None:
+    """Prints a command's result as its --format says, and writes it to its --out (arguments.add_result)."""
+    if args.out:
+        write_json(args.out, result)
+    print(json.dumps(result, indent=2) if args.format == "json" else shown)
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Raises JsonError, in one line, for a file that cannot be read or is not JSON."""
     try:

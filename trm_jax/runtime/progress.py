@@ -36,13 +36,14 @@ class Progress:
                              bar_format="{percentage:3.0f}%|{bar:10}| {desc}", mininterval=0)
 
     def update(self, step: int, values: Values, *, seconds: float = 0.0, examples: int = 0,
-               flops: float = 0.0) -> None:
+               flops: float = 0.0, peak: float = 0.0) -> None:
         """Shows that `step` steps are done.
 
         Args:
           values: of these are shown: loss, exact_accuracy (a share), lr, H, L.
           seconds: spent in training steps since the last update, without compiling, evaluating and saving.
           examples, flops: trained on, and done by the model, in that time.
+          peak: FLOP/s that the devices could do; 0: not known.
         """
         if self._silent:
             return
@@ -54,7 +55,7 @@ class Progress:
         pace = self._seconds_per_step
         line = format_progress(step, self._total, {n: plain_value(n, v) for n, v in values.items()},
                                examples_per_second=examples / seconds if seconds > 0 else None,
-                               flops_per_second=flops / seconds if seconds > 0 and flops else None,
+                               flops_per_second=flops / seconds if seconds > 0 and flops else None, peak=peak,
                                eta_seconds=None if pace is None else pace * (self._total - step))
         if self._bar is None:
             print(line, file=self._stream, flush=True)
@@ -96,8 +97,9 @@ class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
 
 
 def format_progress(step: int, total_steps: int, values: Values, *, examples_per_second: float | None = None,
-                    flops_per_second: float | None = None, eta_seconds: float | None = None) -> str:
-    """'step 1200/5000  ETA 1:02:03  loss 0.1234  exact 45.2%  lr 1.0e-03  H 4  L 3  1,234 ex/s  12.3 TFLOP/s'.
+                    flops_per_second: float | None = None, peak: float = 0.0,
+                    eta_seconds: float | None = None) -> str:
+    """'step 12/50  ETA 1:02:03  loss 0.1234  exact 45.2%  lr 1.0e-03  H 4  L 3  1,234 ex/s  12.3 TFLOP/s  MFU 41%'.
 
     What is not in `values`, or None, is left out. A narrow terminal cuts the end off, so that comes last which is
     missed least.
@@ -112,6 +114,8 @@ def format_progress(step: int, total_steps: int, values: Values, *, examples_per
         parts.append(f"{examples_per_second:,.{0 if examples_per_second >= 10 else 1}f} ex/s")
     if flops_per_second is not None:
         parts.append(human(flops_per_second, "FLOP/s"))
+        if peak:
+            parts.append(f"MFU {flops_per_second / peak:.0%}")
     return "  ".join(parts)
 
 
