@@ -136,7 +136,7 @@ class ArcSolver(Solver, puzzle="arc"):
         return ArcAnswer("/".join("".join(map(str, row)) for row in best.tolist()),
                          arc.to_canvas(best) if best.size else np.zeros(arc.SIDE ** 2, np.uint8), right,
                          STOPS[int(answers.stop.max())], int(answers.cycles.max()), int(answers.since.max()),
-                         reason, 1, self._bound.unit, attempts,
+                         reason, 1, self._bound.unit, arc.to_canvas(tests[0][0]), self.domain, attempts,
                          tuple(tuple(n for _, n in grids) for grids in ranked), of)
 
     def _read_task(self, task: Any) -> tuple[str, list]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 
 from trm_jax import config, puzzles
 from trm_jax.data import dataset
-from trm_jax.inference import answering
+from trm_jax.inference import answering, inline
 from trm_jax.inference.choice import STOPS, Jobs
 from trm_jax.inference.guesses import GuessSearch, can_guess
 from trm_jax.inference.kinds import other_kind
@@ -44,6 +45,8 @@ class Answer:
     reason: str  # why it is not verified; "" if it is
     attempt: int = 1  # which try found it; the first is the plain one
     unit: str = "outer cycles"  # what `cycles` and `since` count
+    inputs: np.ndarray | None = None  # uint8 [S], the puzzle
+    domain: puzzles.Domain | None = None
 
     @property
     def settled(self) -> bool:
@@ -74,21 +77,34 @@ class Answer:
                 "stop": self.stop, "cycles": self.cycles, "since": self.since, "try": self.attempt,
                 "unit": self.unit}
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the answer drawn, over its status."""
+        if self.domain is None or self.inputs is None or self.tokens is None:
+            return f"<p>{html.escape(self.status)}</p>"
+        return inline.figure(self.domain, self.inputs, self.tokens[None], [""]) + f"<p>{html.escape(self.status)}</p>"
+
 
 class Trace(NamedTuple):
-    """The answer to one puzzle after every test step 1 .. n."""
+    """The answer to one puzzle after every test step 1 .. n. In a notebook it plays."""
 
     inputs: np.ndarray  # uint8 [S]
     tokens: np.ndarray  # uint8 [n, S]
     confidence: np.ndarray  # float32 [n, S], probability of the chosen token
     residual: np.ndarray  # float32 [n], relative change of the latents
     asked: np.ndarray | None = None  # uint8 [S], the puzzle with its guesses, where there are any
+    domain: puzzles.Domain | None = None
+    unit: str = "outer cycles"
 
     @property
     def stands_since(self) -> int:
         """The test step that brought the last change."""
         moved = (self.tokens[1:] != self.tokens[:-1]).any(axis=1)
         return int(np.flatnonzero(moved)[-1]) + 2 if moved.any() else 1
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the answer as it fills in, an animation."""
+        assert self.domain is not None, "a trace of Solver.trace has one"
+        return inline.film(self.domain, self.inputs, self.tokens, self.stands_since, self.unit)
 
 
 @jax.jit
@@ -278,7 +294,8 @@ class Solver:
                 previous = now
                 if len(tokens) == steps or settle and still >= settle:
                     break
-        trace = Trace(inputs, np.stack(tokens), np.stack(confidence), np.stack(residual), guesses)
+        trace = Trace(inputs, np.stack(tokens), np.stack(confidence), np.stack(residual), guesses,
+                      self.domain, self._bound.unit)
         if symmetry is not None:
             n, undo = len(tokens), symmetry.inverse()
             undo = puzzles.Symmetry(np.repeat(undo.relabel, n, axis=0), np.repeat(undo.cells, n, axis=0))
@@ -384,7 +401,7 @@ class Solver:
         verified = bool(self.verify(inputs[None], tokens[None])[0])
         reason = "" if verified else self._reason(inputs, tokens)
         return Answer(self.domain.decode(tokens, like), tokens, verified, stop, cycles, since, reason, attempt,
-                      self._bound.unit)
+                      self._bound.unit, inputs, self.domain)
 
     def _reason(self, inputs: np.ndarray, tokens: np.ndarray) -> str:
         """Why an answer is not verified; that there is none, or more than one, where a search tells quickly."""

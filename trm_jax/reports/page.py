@@ -26,6 +26,7 @@ import numpy as np
 from trm_jax import puzzles
 from trm_jax.inference import command
 from trm_jax.inference.solver import Answer, SolveError, Solver, Trace
+from trm_jax.puzzles.drawing import drawing, used
 from trm_jax.reports import pictures
 from trm_jax.runtime import arguments
 from trm_jax.runtime.errors import guarded
@@ -59,10 +60,10 @@ def shown_cycles(trace: Trace, most: int = MOST_FRAMES) -> np.ndarray:
 
 def page(domain: puzzles.Domain, films: Sequence[Film], title: str, source: str = "") -> str:
     """The HTML page; `source` is a line at its foot. Texts are shown as they are, whatever they hold."""
-    drawing = pictures.drawing(domain)
-    rows, columns = pictures.used(drawing, np.concatenate([
+    drawn = drawing(domain)
+    rows, columns = used(drawn, np.concatenate([
         np.concatenate([film.trace.inputs[None], film.trace.tokens]) for film in films]))
-    data = {"drawing": drawing._asdict() | {"rows": rows, "columns": columns}, "unit": films[0].answer.unit,
+    data = {"drawing": drawn._asdict() | {"rows": rows, "columns": columns}, "unit": films[0].answer.unit,
             "fault": _fault(domain, films), "verified_as": domain.verified_as or "the solution",
             "films": [_film(domain, film, rows, columns) for film in films]}
     # Nothing in the text can end the script element that holds it.

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from trm_jax import puzzles
 from trm_jax.inference import command, solver, text_film
 from trm_jax.inference.solver import Solver
 from trm_jax.puzzles import arc
+from trm_jax.puzzles.drawing import drawing, used
 from trm_jax.reports import report
 from trm_jax.runtime import arguments
 from trm_jax.runtime.errors import UserError, guarded
@@ -210,38 +211,6 @@ def arc_task(title: str, rows: Sequence[dict[str, np.ndarray]], marked: str = "p
                 ax.invert_yaxis()
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         return figure
-
-
-class Drawing(NamedTuple):
-    """How a domain's cells are drawn."""
-
-    rows: int
-    columns: int
-    box: tuple[int, int]  # rows, columns between two thick lines
-    characters: tuple[str, ...]  # of the tokens; a blank has none
-    shapes: tuple[str, ...]  # of the tokens, see puzzles.Domain: "" has none, and its character is drawn
-
-
-def drawing(domain: puzzles.Domain) -> Drawing:
-    rows, columns = domain.grid
-    characters, shapes = ["?"] * domain.vocab_size, [""] * domain.vocab_size
-    for character, token in reversed(domain.symbols.items()):  # the first of several counts
-        characters[token] = "" if character in ". " else character
-    for token, shape in domain.drawn_as.items():
-        shapes[token] = shape
-    box = domain.boxes
-    return Drawing(rows, columns, box, tuple(characters), tuple(shapes))
-
-
-def used(drawn: Drawing, frames: np.ndarray) -> tuple[int, int]:
-    """(rows, columns) to show of frames [..., S]: all, but of a canvas that grids need not fill what any of them uses.
-    """
-    if "end" not in drawn.shapes:
-        return drawn.rows, drawn.columns
-    filled: Any = np.array([shape != "empty" for shape in drawn.shapes])[frames]
-    filled = filled.reshape(-1, drawn.rows, drawn.columns).any(axis=0)
-    rows, columns = (np.flatnonzero(some).max(initial=0) + 1 for some in (filled.any(axis=1), filled.any(axis=0)))
-    return int(rows), int(columns)
 
 
 def _grid(ax, domain, inputs, tokens, sure, changed, wrong, colours, shown, scale=1.0) -> None:
