@@ -8,7 +8,8 @@ from trm_jax.puzzles import Domain, PuzzleError
 
 SMALL = {"sudoku": [{"box_rows": 2, "box_cols": 2}, {"box_rows": 2, "box_cols": 3}, {}],
          "futoshiki": [{"size": 4}, {}], "maze": [{"rows": 5, "cols": 5}, {"rows": 4, "cols": 7},
-                                                            {"rows": 6, "cols": 7, "smallest": 5}]}
+                                                            {"rows": 6, "cols": 7, "smallest": 5}],
+         "queens": [{"size": 5}, {}]}
 
 
 def small(name: str) -> list[Domain]:

@@ -1,7 +1,6 @@
 """Laws that every registered domain keeps, and how a domain of one's own is found."""
 
 import dataclasses
-import importlib.metadata
 
 import numpy as np
 import pytest
@@ -10,6 +9,8 @@ from hypothesis import strategies as st
 
 from tests import domains
 from trm_jax import config, puzzles
+from trm_jax.data import __main__ as command
+from trm_jax.data import dataset
 from trm_jax.puzzles import Domain, PuzzleError, Symmetry
 
 EVERY = [domain for name in puzzles.names() for domain in domains.small(name)]
@@ -108,19 +109,18 @@ def test_a_domain_of_ones_own_is_there_as_soon_as_it_is_defined():
         config.parse({"data": {"puzzle": "ligths"}})
 
 
-def test_a_domain_of_another_package_is_found_by_its_entry_point(monkeypatch):
-    class Point:
-        name = "kakuro"
-
-        @staticmethod
-        def load():
-            return type("Kakuro", (Lights,), {"name": "kakuro"})
-
-    def points(group, **chosen):
-        assert group == "trm_jax.puzzles"
-        return [Point] if chosen.get("name", "kakuro") == "kakuro" else []
-    monkeypatch.setattr(importlib.metadata, "entry_points", points)
-    assert "kakuro" in puzzles.names() and puzzles.get("kakuro").name == "kakuro"
+def test_a_domain_of_another_package_is_found_by_its_entry_point_and_has_its_own_data_command(tmp_path, monkeypatch):
+    (tmp_path / "my_package.py").write_text("from trm_jax.puzzles.queens import Queens\n\n\nclass Mine(Queens):\n"
+                                            "    name = 'my_queens'\n")
+    installed = tmp_path / "my_package-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: my_package\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[trm_jax.puzzles]\nmy_queens = my_package:Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert puzzles.get("my_queens", size=5).title == "5 queens" and "my_queens" in puzzles.names()
+    folder = tmp_path / "data"
+    assert command.main(["my_queens", "--generate", "--size=5", "--train=20", "--test=4", "--out", str(folder)]) == 0
+    assert dataset.load_domain(folder, "my_queens", 25) == puzzles.get("my_queens", size=5)
 
 
 def test_rules_and_their_name_go_together():

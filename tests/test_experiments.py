@@ -42,7 +42,7 @@ def data(tmp_path_factory):
     """A small dataset folder of every domain."""
     folder = tmp_path_factory.mktemp("data")
     domains = {"sudoku": tiny.SUDOKU4, "maze": puzzles.get("maze", rows=4, cols=4),
-               "futoshiki": puzzles.get("futoshiki", size=3)}
+               "futoshiki": puzzles.get("futoshiki", size=3), "queens": puzzles.get("queens", size=5)}
     return {name: tiny.make_dataset(folder / name, 32, 8, domain) for name, domain in domains.items()} | {
         "arc": tiny.arc_dataset(folder / "arc", num_aug=1)}
 

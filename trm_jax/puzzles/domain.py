@@ -57,6 +57,14 @@ class Symmetry(NamedTuple):
                         np.argsort(self.cells, axis=1).astype(self.cells.dtype))
 
 
+def turns(rows: int, columns: int) -> np.ndarray:
+    """The 8 symmetries of the square, or the 4 that keep an oblong's shape, [8 or 4, S]: the cell that each cell is
+    read from. The first changes nothing; 0 to 3 turn left by as many quarters, 4 to 7 transpose before that."""
+    cells = np.arange(rows * columns, dtype=np.int16).reshape(rows, columns)
+    turned = [np.rot90(form, quarters) for form in (cells, cells.T) for quarters in range(4)]
+    return np.stack([form.ravel() for form in turned if form.shape == cells.shape])
+
+
 class Verdict(Protocol):
     """What a domain's verifier finds; domains add the reasons."""
 
@@ -168,6 +176,14 @@ class Domain:
         Of a domain with units the tokens are 0 pad, 1 blank, and from 2 on the values.
         """
         return ()
+
+    def _grids(self, tokens: np.ndarray, ndim: int | None = None) -> np.ndarray:
+        """tokens as an array [..., S] of `ndim` axes; PuzzleError where they are of another shape."""
+        tokens = np.asarray(tokens)
+        if tokens.shape[-1:] != (self.seq_len,) or ndim not in (None, tokens.ndim):
+            lead = {1: "", 2: "B, ", None: "..., "}[ndim]
+            raise PuzzleError(f"expected shape [{lead}{self.seq_len}], got {list(tokens.shape)}")
+        return tokens
 
     # Text.
 

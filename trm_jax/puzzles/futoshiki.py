@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trm_jax.puzzles import Domain, Piece, PuzzleError, Solutions, Symmetry, futoshiki_search
+from trm_jax.puzzles.domain import turns
 from trm_jax.puzzles.generation import distinct, in_threads
-from trm_jax.puzzles.text import plain_lines
+from trm_jax.puzzles.text import framed, painted, plain_lines, split_rows
 
 MOST_SIDE = 9
 _SIGNS = "-<>^v"  # in the order of their tokens; the first is none
 _BUDGET = 20_000  # guesses; 9x9 stays far below
 _GAME = re.compile(r"\s*(\d+)\w*:([\d,URDLurdl\s]+)")
-_BOLD, _CYAN, _CHANGED, _RESET = "\x1b[1m", "\x1b[36m", "\x1b[30;43m", "\x1b[0m"
 # Of the 8 symmetries of the square, numbered as in np.rot90 and then transposed: what becomes of < > ^ v.
 _TURNED = ("<>^v", "v^<>", "><v^", "^v><", "^v<>", "<>v^", "v^><", "><^v")
 
@@ -150,27 +150,7 @@ class Futoshiki(Domain):
         return canvas.reshape(-1)
 
     def split(self, text: str) -> list[Piece]:
-        pieces: list[Piece] = []
-        rows: list[tuple[int, str]] = []
-
-        def finish() -> None:
-            if rows:
-                pieces.append(Piece("\n".join(line for _, line in rows), rows[0][0], rows[-1][0]))
-                rows.clear()
-        for number, line in enumerate(plain_lines(text), 1):
-            if "\u250c" in line:
-                finish()
-            if not line.strip():
-                finish()
-            elif len(line.replace(" ", "")) == self.seq_len or ":" in line:
-                finish()
-                pieces.append(Piece(line, number, number))
-            else:
-                rows.append((number, line))
-                if "\u2514" in line:
-                    finish()
-        finish()
-        return pieces
+        return split_rows(text, lambda line: len(line.replace(" ", "")) == self.seq_len or ":" in line)
 
     def decode(self, tokens: np.ndarray, like: str = "") -> str:
         """Tokens [S] -> text on one line, '?' for what is no cell (pad, out of range)."""
@@ -185,12 +165,10 @@ class Futoshiki(Domain):
 
         def cell(s: int) -> str:
             symbol = " " if tokens[s] == self._none else self._symbol(int(tokens[s]))
-            style = (_BOLD if given[s] not in (1, self._none) else _CYAN if tokens[s] > 1 and symbol != " " else "") + (
-                _CHANGED if changed[s] else "")
-            return f" {style}{symbol}{_RESET}" if color and style else f" {symbol}"
+            return " " + (painted(symbol, given[s] not in (1, self._none), tokens[s] > 1 and symbol != " ", changed[s])
+                          if color else symbol)
         rows = ["".join(map(cell, range(first, first + side))) for first in range(0, len(tokens), side)]
-        ruler = "\u2500" * (2 * side)
-        return "\n".join([f"\u250c{ruler}\u2510", *(f"\u2502{row}\u2502" for row in rows), f"\u2514{ruler}\u2518"])
+        return framed(rows, 2 * side)
 
     # Rules
 
@@ -286,8 +264,8 @@ class Futoshiki(Domain):
 
     def draw_symmetry(self, rng: np.random.Generator, B: int) -> Symmetry:
         """B uniform draws from the 8 symmetries of the square x digits counted from the other end; signs turn along."""
-        turns, flips = rng.integers(8, size=B), rng.integers(2, size=B)
-        return Symmetry(self._relabels[turns, flips], self._turned[turns])
+        turned, flips = rng.integers(8, size=B), rng.integers(2, size=B)
+        return Symmetry(self._relabels[turned, flips], turns(*self.grid)[turned])
 
     # Private
 
@@ -302,12 +280,6 @@ class Futoshiki(Domain):
         cells = np.zeros(self.grid, bool)
         cells[::2, ::2] = True
         return cells.reshape(-1)
-
-    @functools.cached_property
-    def _turned(self) -> np.ndarray:
-        """[8, S] the cell that each cell is read from."""
-        cells = np.arange(self.seq_len, dtype=np.int16).reshape(self.grid)
-        return np.stack([np.rot90(form, turns).ravel() for form in (cells, cells.T) for turns in range(4)])
 
     @functools.cached_property
     def _relabels(self) -> np.ndarray:
@@ -376,10 +348,3 @@ class Futoshiki(Domain):
         if 2 <= token < self._none:
             return str(token - 1)
         return _SIGNS[token - self._none] if self._none <= token < self.vocab_size else "?"
-
-    def _grids(self, tokens: np.ndarray, ndim: int | None = None) -> np.ndarray:
-        tokens = np.asarray(tokens)
-        if tokens.shape[-1:] != (self.seq_len,) or ndim not in (None, tokens.ndim):
-            lead = {1: "", 2: "B, ", None: "..., "}[ndim]
-            raise PuzzleError(f"expected shape [{lead}{self.seq_len}], got {list(tokens.shape)}")
-        return tokens

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trm_jax.puzzles import Domain, Piece, PuzzleError, Solutions, Symmetry, maze_search, maze_text
-from trm_jax.puzzles.domain import PUZZLE_NAMES
+from trm_jax.puzzles.domain import PUZZLE_NAMES, turns
 from trm_jax.puzzles.generation import distinct, in_threads
 from trm_jax.puzzles.maze_search import FREE, GOAL, PATH, START, WALL
+from trm_jax.puzzles.text import framed
 
 SYMBOLS = "?# SGo"
 MOST_SIDE = 128
@@ -239,9 +240,8 @@ class Maze(Domain):
             style += _CHANGED if changed[s] else ""
             return f"{before}{style}{symbol}{_RESET}" if style else before + symbol
 
-        ruler = "\u2500" * 2 * cols
         lines = ["".join(map(cell, range(first, first + cols))) for first in range(0, rows * cols, cols)]
-        return "\n".join([f"\u250c{ruler}\u2510", *(f"\u2502{line}\u2502" for line in lines), f"\u2514{ruler}\u2518"])
+        return framed(lines, 2 * cols)
 
     # Rules
 
@@ -396,10 +396,7 @@ class Maze(Domain):
 
     @functools.cached_property
     def _symmetries(self) -> np.ndarray:
-        """[8 or 4, S] the cell that each cell is read from; the first changes nothing."""
-        cells = np.arange(self.seq_len, dtype=np.int16).reshape(self.rows, self.cols)
-        turned = [np.rot90(form, turns) for form in (cells, cells.T) for turns in range(4)]
-        return np.stack([form.ravel() for form in turned if form.shape == cells.shape])
+        return turns(self.rows, self.cols)
 
     @property
     def _size(self) -> str:
@@ -454,13 +451,6 @@ class Maze(Domain):
 
     def _place(self, cell: int) -> str:
         return f"row {cell // self.cols + 1}, column {cell % self.cols + 1}"
-
-    def _grids(self, tokens: np.ndarray, ndim: int | None = None) -> np.ndarray:
-        tokens = np.asarray(tokens)
-        if tokens.shape[-1:] != (self.seq_len,) or ndim not in (None, tokens.ndim):
-            lead = {1: "", 2: "B, ", None: "..., "}[ndim]
-            raise PuzzleError(f"expected shape [{lead}{self.seq_len}], got {list(tokens.shape)}")
-        return tokens
 
 
 def _changed(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ from trm_jax.puzzles.generation import in_threads as _in_threads
 _DIGITS = grids.DIGITS
 _FEWEST_CLUES = {(2, 2): 4, (2, 3): 8, (3, 2): 8, (3, 3): 17}  # proved minima; elsewhere n - 1 is a bound
 _CHECK_GUESSES = 5_000  # 9x9 stays far below; only 16x16 with few clues gets here
-_BOLD, _CYAN, _CHANGED, _RESET = "\x1b[1m", "\x1b[36m", "\x1b[30;43m", "\x1b[0m"
 
 
 class SudokuVerdict(NamedTuple):
@@ -160,8 +159,7 @@ class Sudoku(Domain):
 
         def cell(s):
             symbol = self._symbol(tokens[s])
-            style = (_BOLD if given[s] >= 2 else _CYAN if tokens[s] >= 2 else "") + (_CHANGED if changed[s] else "")
-            return f"{style}{symbol}{_RESET}" if color and style else symbol
+            return grids.painted(symbol, given[s] >= 2, tokens[s] >= 2, changed[s]) if color else symbol
 
         ruler = "\u253c".join(["\u2500" * (2 * self.box_cols + 1)] * (n // self.box_cols))
         lines = []
@@ -312,13 +310,6 @@ class Sudoku(Domain):
 
     def _symbol(self, token: Any, alphabet: str = _DIGITS) -> str:
         return "." if token == 1 else alphabet[token - 2] if 2 <= token < self.vocab_size else "?"
-
-    def _grids(self, tokens: np.ndarray, ndim: int | None = None) -> np.ndarray:
-        tokens = np.asarray(tokens)
-        if tokens.shape[-1:] != (self.seq_len,) or ndim not in (None, tokens.ndim):
-            lead = {1: "", 2: "B, ", None: "..., "}[ndim]
-            raise PuzzleError(f"expected shape [{lead}{self.seq_len}], got {list(tokens.shape)}")
-        return tokens
 
     def _puzzles(self, inputs: np.ndarray, ndim: int) -> np.ndarray:
         inputs = self._grids(inputs, ndim)

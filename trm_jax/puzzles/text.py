@@ -11,8 +11,8 @@ import dataclasses
 import functools
 import re
 import string
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from trm_jax.puzzles.domain import PUZZLE_NAMES, SOLUTION_NAMES, Piece, PuzzleError
 
@@ -40,6 +40,41 @@ def _is_spaced(line: str, side: int) -> bool:
     """Whether a line is a row whose blanks are spaces; there may be upright strokes between."""
     cells = _UPRIGHT.sub("", line)
     return len(cells) == side and set(cells) <= _known(side) | {" "} and (cells != line or bool(line.strip()))
+
+
+def framed(rows: Sequence[str], width: int) -> str:
+    """Rows of that width, without what a terminal does not show, in a frame."""
+    ruler = "\u2500" * width
+    return "\n".join([f"\u250c{ruler}\u2510", *(f"\u2502{row}\u2502" for row in rows), f"\u2514{ruler}\u2518"])
+
+
+def painted(symbol: str, given: Any, filled: Any, changed: Any) -> str:
+    """A cell for a terminal with colours: bold if `given`, else cyan if `filled`, and marked if `changed`."""
+    style = ("\x1b[1m" if given else "\x1b[36m" if filled else "") + ("\x1b[30;43m" if changed else "")
+    return f"{style}{symbol}\x1b[0m" if style else symbol
+
+
+def split_rows(text: str, is_whole: Callable[[str], bool]) -> list[Piece]:
+    """The grids of a text whose rows are lines: a blank line or the end of a frame ends one; a line that `is_whole` is
+    a grid by itself."""
+    pieces: list[Piece] = []
+    rows: list[tuple[int, str]] = []
+
+    def finish() -> None:
+        if rows:
+            pieces.append(Piece("\n".join(line for _, line in rows), rows[0][0], rows[-1][0]))
+            rows.clear()
+    for number, line in enumerate(plain_lines(text), 1):
+        if "\u250c" in line or not line.strip() or is_whole(line):
+            finish()
+        if is_whole(line):
+            pieces.append(Piece(line, number, number))
+        elif line.strip():
+            rows.append((number, line))
+        if "\u2514" in line:
+            finish()
+    finish()
+    return pieces
 
 
 # One grid of digits.
