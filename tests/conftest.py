@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Files whose tests train, compile much or start processes; all others are marked fast.
 NOT_FAST = {f"test_{name}.py" for name in (
-    "arc_runs", "checkpoints", "compare", "deep_supervision", "distributed", "experiments", "family", "golden",
+    "adapt", "arc_runs", "checkpoints", "compare", "deep_supervision", "distributed", "experiments", "family", "golden",
     "inference", "interruptions", "maze_figures", "network", "processes", "run_folder", "scaling", "slurm", "solve",
     "train", "updates", "watch", "wheel")}
 

@@ -85,7 +85,7 @@ def test_a_run_remembers_what_it_started_from_and_goes_on_without_it(data, old_r
     tiny.assert_identical(*(weights_file.read(tmp_path / name).weights for name in ("whole", "cut")))
 
 
-def test_rows_of_the_table_go_by_name(data, old_run, monkeypatch):
+def test_rows_of_the_table_go_by_name_and_new_ones_begin_at_the_mean(data, old_run, monkeypatch):
     old = weights_file.read(old_run)
     table = jnp.arange(24, dtype=jnp.float32).reshape(3, 8)
     named = old._replace(weights=old.weights._replace(table=table), identifiers=["<blank>", "a", "b"])
@@ -93,5 +93,5 @@ def test_rows_of_the_table_go_by_name(data, old_run, monkeypatch):
     system = system_of(tiny.experiment(data), rows=4)
     start = initial.read("arc", system, ["<blank>", "b", "new", "a"])
     state = initial.begun(place(system, distributed.data_mesh(jax.devices()[:1])), start)
-    np.testing.assert_array_equal(state.table, np.stack([table[0], table[2], np.zeros(8), table[1]]))
+    np.testing.assert_array_equal(state.table, np.stack([table[0], table[2], (table[1] + table[2]) / 2, table[1]]))
     assert (start.record["rows"], start.record["of_rows"]) == (3, 4)

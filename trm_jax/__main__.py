@@ -5,6 +5,7 @@ train and evaluate
   evaluate   the best checkpoint of a run, or --weights
   describe   what a config amounts to, without training it
   pool       ARC: the votes of all checkpoints of a run together
+  adapt      weights to ARC tasks that they have not seen, and answer these
 answer and look
   solve      puzzles, with a run or with the weights that come with this package
   watch      how answers come about, as a page, GIF or PNG
@@ -37,6 +38,7 @@ from trm_jax.runtime.pages import use_huge_pages
 # Name -> the function that takes the words after it and returns the exit status; imported when it is called.
 COMMANDS = {
     "train": "trm_jax.main:train", "evaluate": "trm_jax.main:evaluate", "describe": "trm_jax.main:describe",
+    "adapt": "trm_jax.main:adapt",
     "pool": "trm_jax.main:pool", "solve": "trm_jax.inference.command:main", "watch": "trm_jax.reports.page:main",
     "plot": "trm_jax.reports.pictures:main", "report": "trm_jax.reports.report:main",
     "compare": "trm_jax.reports.compare:main", "scaling": "trm_jax.reports.scaling:main",

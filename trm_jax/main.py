@@ -8,6 +8,8 @@ first, as data.make in the config says. Fields of the config are set by --config
 
 from __future__ import annotations
 
+import inspect
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -90,8 +92,53 @@ def describe(argv: Sequence[str] | None = None) -> int:
     return main(argv, "describe")
 
 
+def adapt(argv: Sequence[str] | None = None) -> int:
+    """Adapts weights to ARC tasks that they have not seen, and answers these.
+
+        python -m trm_jax adapt --weights=runs/arc1 --tasks=tasks/ --steps=1000
+        python -m trm_jax adapt --weights=arc2.safetensors --tasks=arc-agi_test_challenges.json \\
+            --config=trm_att_arc2:adapt
+
+    Every task, and every symmetry of it, gets a row of the puzzle table, which begins at the mean of the rows that are
+    there. Rows and network are trained on the tasks' demonstrations; the answers to their test inputs are voted on and
+    are RUN/eval/step_N/submission.json. The run is evaluated before its first step too. The same command continues it.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    words, fields = split_fields(argv)
+    parser = arguments.Parser("python -m trm_jax adapt", inspect.getdoc(adapt))
+    parser.add_argument("--weights", required=True, metavar="SOURCE", type=arguments.text,
+                        help="a weights file or the folder of a run, trained on ARC tasks")
+    parser.add_argument("--tasks", required=True, metavar="PLACE", type=arguments.text,
+                        help=".json or .jsonl file, folder with a file for each task, or Kaggle's ..._challenges.json")
+    parser.add_argument("--config", metavar="NAME", type=arguments.text, help="experiment whose rates, batch size and "
+                        "length are taken (those that the weights were trained with); the network is the weights'")
+    parser.add_argument("--config.FIELD", metavar="VALUE", help="set a field; lists with commas; repeatable")
+    parser.add_argument("--steps", type=arguments.integer(1), metavar="N", help="training steps")
+    parser.add_argument("--seconds", type=arguments.number(above=True), default=math.inf, metavar="N",
+                        help="of training, at most (no limit)")
+    parser.add_argument("--rows_only", action="store_true", help="train the tasks' rows and leave the network as it is")
+    parser.add_argument("--num_aug", type=arguments.integer(0), metavar="N", help="symmetries of each task beside it "
+                        "(as many as the weights have)")
+    parser.add_argument("--workdir", metavar="RUN", type=arguments.text, help="folder of the run (runs/adapt-TASKS)")
+    arguments.add_cache(parser, "~/.cache/trm_jax/compiled")
+    args = parser.parse_args(words)
+
+    def run() -> None:
+        from trm_jax.jobs import adapt as adapting
+        if args.steps:
+            fields.append(f"total_steps={args.steps}")
+        if args.rows_only:
+            fields.append("rows_only=1.0")
+        experiment = adapting.experiment(args.weights, args.tasks, recipe=args.config, fields=fields,
+                                         num_aug=args.num_aug)
+        workdir = args.workdir or f"runs/adapt-{experiment.data.make.test_subset}"
+        _run(experiment, "train", workdir, not args.workdir, None, "", args.compilation_cache, args.seconds)
+        print(adapting.summary(workdir))
+    return guarded(run)
+
+
 def _run(experiment: config.Experiment, mode: str, workdir: str, is_default: bool, weights: str | None,
-         again: str | None, cache: str) -> None:
+         again: str | None, cache: str, seconds: float = math.inf) -> None:
     """again: the command that was given, where it may make the dataset; None: it may not."""
     from absl import logging
 
@@ -114,8 +161,10 @@ def _run(experiment: config.Experiment, mode: str, workdir: str, is_default: boo
     distributed.agreed(prepare)
     if weights:
         evaluate_file(experiment, workdir, weights)
+    elif mode == "train":
+        train_run(experiment, workdir, seconds)
     else:
-        {"train": train_run, "evaluate": evaluate_run, "pool": pool_run}[mode](experiment, workdir)
+        {"evaluate": evaluate_run, "pool": pool_run}[mode](experiment, workdir)
 
 
 def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -217,6 +217,7 @@ class Eval:
     H_test: tuple[int, ...] = (16,)
     L_test: tuple[int, ...] = ()  # inner cycles; one unroll each. (): the L of the last training step
     interval_steps: int = 0  # 0: only after the last step
+    at_start: bool = False  # before the first step too: what the weights of init_from can do
     batch_size: int = 512
     max_examples: int = 0  # 0: the whole test set; otherwise a seeded sample of this many
     settled_cycles: int = 4  # settled: the answer has not changed for this many units of H_test
@@ -271,6 +272,7 @@ class Experiment:
     grad_clip_norm: float = 1.0  # 0: no clipping
     puzzle_emb_lr: float = 1e-4  # sign-SGD of the puzzle table
     puzzle_emb_weight_decay: float = 1.0
+    rows_only: float = 0.0  # share of the steps, from the first on, that train the puzzle table alone
     ema: bool = True  # evaluate an exponential moving average of the parameters
     ema_rate: float = 0.999
 

@@ -37,13 +37,14 @@ def impossible(e: Experiment) -> list[str]:
                  "optimizer_reset_scale", "puzzle_emb_lr", "lr"):
         need(get(name) >= 0, name, "must not be negative")
     for name in ("arch.prob_detach_prev_H", "arch.halt_exploration_prob", "deepen.carry_share",
-                 "deepen.carry_keep_prob", "deepen.tail_prob", "lr_min_ratio"):
+                 "deepen.carry_keep_prob", "deepen.tail_prob", "lr_min_ratio", "rows_only"):
         need(0 <= get(name) <= 1, name, "is a share, from 0 to 1 (not percent)")
     need(e.total_steps < 2**31, "total_steps", "must be under 2**31: steps are counted in 32 bits")
     need(e.seed < 2**32, "seed", "must be under 2**32: jax would drop the digits above")
     for name in ("beta1", "beta2", "ema_rate"):
         need(0 <= getattr(e, name) < 1, name, "must be at least 0 and under 1")
     _impossible_puzzle(e, faults, need)
+    need(not e.rows_only or e.arch.puzzle_emb_ndim > 0, "rows_only", "needs a puzzle table: arch.puzzle_emb_ndim > 0")
     need(e.arch.expansion > 0, "arch.expansion", "must be positive")
     need(e.arch.rms_norm_eps > 0, "arch.rms_norm_eps", "must be positive")
     _impossible_attention(e, need)

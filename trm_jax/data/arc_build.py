@@ -4,7 +4,8 @@ DIR/PREFIX_SUBSET_challenges.json: task ID -> {"train": [{"input", "output"}, ..
 DIR/PREFIX_SUBSET_solutions.json: task ID -> outputs of its test inputs, in their order. (A test subset can do without:
 its labels are then ignored everywhere and it has no score, only a submission.) Or, as ARC-AGI-1 and 2, ConceptARC and
 Mini-ARC are published, a folder DIR/SUBSET with a file for every task, or DIR/SUBSET.jsonl with a line for each:
-{"train": ..., "test": ...} with the outputs inside, and maybe an "id" or "task_id"; without, it is the file's name.
+{"train": ..., "test": ...} with the outputs inside, and maybe an "id" or "task_id"; without, it is the file's name. Or
+DIR/SUBSET.json, which is such a task, or has them by their IDs.
 
 A task and its symmetries, each a puzzle with an identifier of its own, are a group. Training examples are the
 demonstrations of every task, and the test pairs too but for tasks of the test subset, whose test pairs are the test
@@ -21,6 +22,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -35,6 +37,10 @@ from trm_jax.puzzles import PuzzleError, arc
 
 PREFIX = "arc-agi"
 PIECE_PUZZLES = 4096  # puzzles of a task that are laid out at once
+
+
+class UnsolvedError(DatasetError):
+    """A test input without its output."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +96,35 @@ def read_tasks(challenges, solutions=None, subset: str = "") -> list[Task]:
 
 
 def task_files(folder, subset: str) -> list[pathlib.Path]:
-    """The files of a subset that has one for every task, or one with a line for each; none where there are no such."""
+    """The files of a subset that has one for every task, or one with all; none where there are no such."""
     place = pathlib.Path(folder) / subset
     if place.is_dir():
         return sorted(place.rglob("*.json"))
-    lines = place.with_name(f"{subset}.jsonl")
-    return [lines] if lines.is_file() else []
+    return [file for end in (".jsonl", ".json") if (file := place.with_name(subset + end)).is_file()][:1]
+
+
+def place_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Where the tasks of one path are, by the names that `config.Make` has for that: json_dir, prefix, subsets,
+    test_subset, no_test_solutions. The path is one that `read_subsets` reads: a folder, a .jsonl or .json file, or
+    Kaggle's challenges, with or without the solutions beside them. Raises DatasetError."""
+    place = pathlib.Path(path)
+    stem, prefix = place.name if place.is_dir() else place.stem, PREFIX
+    files = task_files(place.parent, stem)
+    if not files or place not in (files[0], place.parent / stem):
+        raise DatasetError(f"{path}: there are no ARC tasks; give a .json or .jsonl file of tasks, a folder with a "
+                           "file for each, or PREFIX_SUBSET_challenges.json"
+                           + (f" ({files[0]} has the same name: move one of the two)" if files else ""))
+    if place.name.endswith("_challenges.json"):
+        prefix, _, stem = stem.removesuffix("_challenges").rpartition("_")
+        solved = place.with_name(f"{prefix}_{stem}_solutions.json").is_file()
+    else:
+        try:
+            read_task_files(files, stem)
+            solved = True
+        except UnsolvedError:
+            solved = False
+    return {"json_dir": str(place.parent), "prefix": prefix, "subsets": (stem,), "test_subset": stem,
+            "no_test_solutions": not solved}
 
 
 def read_task_files(files: Sequence[pathlib.Path], subset: str, solved: bool = True) -> list[Task]:
@@ -119,7 +148,9 @@ def read_task_files(files: Sequence[pathlib.Path], subset: str, solved: bool = T
                     except (ValueError, RecursionError) as error:
                         raise DatasetError(f"{file}, line {number}: cannot be read as JSON ({error})") from None
         else:
-            found = [(str(file), file.stem, _read_object(file))]
+            whole = _read_object(file)
+            found = [(str(file), file.stem, whole)] if "train" in whole or "test" in whole else [
+                (f"{file}: task {name}", name, task) for name, task in whole.items()]
         for where, name, task in found:
             given = (task.get("id") or task.get("task_id")) if isinstance(task, dict) else None
             name = given if isinstance(given, str) else name
@@ -128,8 +159,8 @@ def read_task_files(files: Sequence[pathlib.Path], subset: str, solved: bool = T
                 tests = _read_list(task.get("test") if isinstance(task, dict) else None, f"{where}: test")
                 outputs = [pair.get("output") if isinstance(pair, dict) else None for pair in tests]
                 if None in outputs:
-                    raise DatasetError(f"{where}: test {outputs.index(None) + 1} has no output; for a test subset "
-                                       "without them say --no_test_solutions")
+                    raise UnsolvedError(f"{where}: test {outputs.index(None) + 1} has no output; for a test subset "
+                                        "without them say --no_test_solutions")
             tasks.append(_task(name, task, subset, where, outputs, where))
     if repeated := [name for name, n in collections.Counter(task.name for task in tasks).items() if n > 1]:
         raise DatasetError(f"{files[0].parent}: has task {repeated[0]!r} twice")

@@ -162,7 +162,7 @@ class ArcSolver(Solver, puzzle="arc"):
         if name not in self._rows:
             raise PuzzleError(f"task {name} was not in this network's training: it knows a task by its puzzle "
                               "embedding, which is trained on the task's demonstrations, and cannot read new ones. It "
-                              f"knows {len(self._rows)} tasks; train with this one among them")
+                              f"knows {len(self._rows)} tasks; python -m trm_jax adapt trains it on others")
         return name, pairs
 
     def picture(self, puzzle: Any, answer: ArcAnswer, color: bool) -> str:

@@ -186,6 +186,9 @@ class Trainer:
         e, result = self._run.experiment, None
         if self._evaluates() and not self._checkpoints.is_evaluated(self.steps_done) and self.steps_done:
             result = self.evaluate()  # a kill came between the two
+        if e.eval.at_start and not self.steps_done and not self._checkpoints.is_evaluated(0):
+            self.save()
+            self.evaluate()
         while not self._is_over():
             self.step()
             if self.steps_done % e.log.interval_steps == 0 or self._is_over():

@@ -88,6 +88,11 @@ class Curriculum:
             factor = factor * jnp.clip((step - last) / e.transition_lr_warmup_steps, 0.0, 1.0)
         return factor
 
+    def trains_network(self, step: Any) -> Any:
+        """0.0 in the steps that train rows of the puzzle table alone, 1.0 in the others."""
+        rows_only = self.experiment.rows_only
+        return jnp.where(jnp.asarray(step, jnp.float32) <= rows_only * self.total_steps, 0.0, 1.0) if rows_only else 1.0
+
     def grows(self, step: Array) -> Array:
         """bool []: does H or L change at `step`?"""
         if not self.growth_steps:

@@ -73,7 +73,8 @@ def make(experiment: Experiment, curriculum: Curriculum) -> optax.GradientTransf
         optax.clip_by_global_norm(e.grad_clip_norm) if e.grad_clip_norm else optax.identity(),
         adam,
         optax.add_decayed_weights(e.weight_decay, decays if e.arch.block == "pre_norm" else None),
-        optax.scale_by_learning_rate(lambda count: e.lr * curriculum.learning_rate_factor(count + 1)),
+        optax.scale_by_learning_rate(lambda count: e.lr * curriculum.learning_rate_factor(count + 1)
+                                     * curriculum.trains_network(count + 1)),
     )
 
 

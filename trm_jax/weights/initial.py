@@ -7,6 +7,7 @@ import os
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from trm_jax.models.network import Weights
@@ -22,7 +23,8 @@ class Start(NamedTuple):
     """Leaves to begin with, by name: params/..., fixed/... and the rows of the table."""
 
     leaves: dict[str, np.ndarray]
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # (rows here, rows there, the table there); None: no table
+    # (rows here, rows there, the table there), None: no table. Rows that are not there begin at the mean of the tasks'.
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray] | None
     record: dict[str, Any]
 
     def __str__(self) -> str:
@@ -30,7 +32,8 @@ class Start(NamedTuple):
         parts = [f"starts from {r['source']}: {len(self.leaves)} tensors"]
         parts += [f"new here: {', '.join(r['new'])}"] if r["new"] else []
         parts += [f"left over there: {', '.join(r['left_over'])}"] if r["left_over"] else []
-        parts += [f"{r['rows']:,} of {r['of_rows']:,} rows of the puzzle table by name"] if r["of_rows"] else []
+        if r["of_rows"]:
+            parts += [f"{r['rows']:,} of {r['of_rows']:,} rows of the puzzle table by name, the others at their mean"]
         return "; ".join(parts)
 
 
@@ -80,7 +83,9 @@ def begun(state: TrainState, start: Start) -> TrainState:
     table = state.table
     if start.rows is not None:
         ours, theirs, old = start.rows
-        table = jax.jit(lambda t, i, v: t.at[i].set(v), out_shardings=table.sharding)(table, ours, old[theirs])
+        mean = old[1:].mean(axis=0) if len(old) > 1 else old[0]  # the first row is of no task
+        table = jax.jit(lambda t, m, i, v: jnp.broadcast_to(m, t.shape).at[i].set(v), out_shardings=table.sharding)(
+            table, mean, ours, old[theirs])
     params = replaced("params", state.params)
     ema = replaced("params", state.ema) if state.ema != () else ()
     return state._replace(params=params, ema=ema, fixed=replaced("fixed", state.fixed), table=table)
