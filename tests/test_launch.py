@@ -72,6 +72,21 @@ def test_test_installs_and_tests():
         "setup_environment [test]", ".venv/bin/python -m pytest -n 2 --dist loadgroup -m slow"]
 
 
+def test_reproduce_says_what_it_would_do(tmp_path):
+    lines = dry("reproduce.sh", "--minutes=8", f"--trm={tmp_path}", f"--data={tmp_path}", "--set=seed=3",
+                f"--out={tmp_path / 'out'}").splitlines()
+    commands = [line.split("-m trm_jax ")[-1].split(" --")[0] for line in lines]
+    assert commands == ["== setup_environment \\[cuda13\\,plot\\]", "bench peaks", *["bench step"] * 4, "bench peers",
+                        "compare", "weights", "evaluate", "weights", "evaluate",
+                        f"report {tmp_path}/out/evaluate/rsm_sudoku-steady {tmp_path}/out/evaluate/rsm_sudoku"]
+    [training] = [line for line in lines if "compare" in line]
+    assert "--configs=rsm_sudoku:steady\\,rsm_sudoku --minutes=4 " in training and "--set seed=3" in training
+    assert "bench peaks" in dry("reproduce.sh", "--only=peaks") and not list(tmp_path.iterdir())
+    assert refused("reproduce.sh", "--only=peaks,all").startswith("--only=all: there are install,data,peaks,")
+    assert refused("reproduce.sh", "--minutes=soon") == "--minutes=soon must be a number"
+    assert refused("reproduce.sh", "--data=nowhere") == "--data=nowhere: there is no such folder"
+
+
 def test_quickstart_trains_solves_and_draws():
     out = dry("quickstart.sh", "runs/a")
     for command in (f"-m trm_jax.main --config={CONFIG} --workdir=runs/a", "-m trm_jax solve --workdir=runs/a",
