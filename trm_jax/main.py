@@ -8,11 +8,13 @@ first, as data.make in the config says. Fields of the config are set by --config
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import math
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from trm_jax import config
 from trm_jax.data import making
@@ -50,6 +52,12 @@ def main(argv: Sequence[str] | None = None, mode: str = "") -> int:
     parser.add_argument("--make_data", type=arguments.boolean, default=True, metavar="BOOL",
                         help="make the dataset, by generating or downloading, if it is missing (True)")
     arguments.add_cache(parser, "~/.cache/trm_jax/compiled")
+    if mode == "train":
+        parser.add_argument("--profile_steps", type=_step_range, metavar="A-B", help="trace these steps, from one line "
+                            "of the log to another, into RUN/profile, and say where their time goes")
+    if mode == "evaluate":
+        parser.add_argument("--profile", type=arguments.text, metavar="DIR", help="evaluate a second time, traced into "
+                            "this folder, and say where the time goes")
     if mode == "describe":
         parser.add_argument("--flops", type=arguments.number(0, 1e21, above=True), metavar="FLOP/S", help="speed for "
                             "which it says how long the run takes (1 TFLOP/s)")
@@ -72,7 +80,8 @@ def main(argv: Sequence[str] | None = None, mode: str = "") -> int:
             return print(describe.describe(experiment, getattr(args, "flops", None), getattr(args, "mfu", None)))
         workdir = args.workdir or f"runs/{config.run_name(args.config)}"
         again = f"{parser.prog} {shlex.join(argv)}" if args.make_data else None
-        _run(experiment, mode, workdir, not args.workdir, args.weights, again, args.compilation_cache)
+        _run(experiment, mode, workdir, not args.workdir, args.weights, again, args.compilation_cache,
+             profile_steps=getattr(args, "profile_steps", None), profile=getattr(args, "profile", None))
     return guarded(run)
 
 
@@ -138,16 +147,23 @@ def adapt(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(experiment: config.Experiment, mode: str, workdir: str, is_default: bool, weights: str | None,
-         again: str | None, cache: str, seconds: float = math.inf) -> None:
+         again: str | None, cache: str, seconds: float = math.inf, profile_steps: tuple[int, int] | None = None,
+         profile: str | None = None) -> None:
     """again: the command that was given, where it may make the dataset; None: it may not."""
+    import contextlib
+    from pathlib import Path
+
+    import jax
     from absl import logging
 
     from trm_jax.jobs.evaluate import evaluate as evaluate_run  # jax takes a while, and usage errors need not wait
     from trm_jax.jobs.evaluate import evaluate_file
     from trm_jax.jobs.pool import pool as pool_run
     from trm_jax.jobs.train import train as train_run
+    from trm_jax.reports import xla_profile
     from trm_jax.runtime import distributed
     from trm_jax.runtime.progress import say
+    from trm_jax.training import run_folder
     logging.set_verbosity(logging.WARNING)  # at absl's default jax logs its housekeeping
     distributed.initialize()
     distributed.enable_compilation_cache(cache)
@@ -159,12 +175,35 @@ def _run(experiment: config.Experiment, mode: str, workdir: str, is_default: boo
             if again is not None:
                 making.ensure(experiment.data, again)
     distributed.agreed(prepare)
-    if weights:
-        evaluate_file(experiment, workdir, weights)
-    elif mode == "train":
-        train_run(experiment, workdir, seconds)
+    if mode == "pool":
+        pool_run(experiment, workdir)
+    elif mode == "evaluate":
+        def evaluated() -> dict[str, Any]:
+            return evaluate_file(experiment, workdir, weights) if weights else evaluate_run(experiment, workdir)
+        result = evaluated()
+        if profile:
+            deepest = {figure["L_test"]: figure["flops_per_example"] for figure in result["figures"]}
+            flops = result["examples"] * (sum(deepest.values()) + result.get("solved", {}).get("flops_per_example", 0))
+            made = xla_profile.profile(evaluated, Path(profile), flops / jax.device_count(), steps=1, warm=0)
+            xla_profile.keep(made, Path(profile))
+            print(xla_profile.show(made))
     else:
-        {"evaluate": evaluate_run, "pool": pool_run}[mode](experiment, workdir)
+        with contextlib.ExitStack() as stack:
+            callbacks = []
+            if profile_steps:
+                def done(first: int, last: int) -> float:
+                    system = run_folder.open_run(workdir, experiment).system
+                    return system.train_flops(first, last) / jax.device_count()
+                folder = Path(workdir, "profile", "steps_{}-{}".format(*profile_steps))
+                callbacks.append(stack.enter_context(xla_profile.StepRange(*profile_steps, folder, done, say)))
+            train_run(experiment, workdir, seconds, callbacks)
+
+
+def _step_range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    if not (first.isdigit() and last.isdigit() and 0 < int(first) < int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r:.60} must be two steps, the second one later: 500-1000")
+    return int(first), int(last)
 
 
 def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -209,7 +209,8 @@ class Trainer:
     def step(self) -> None:
         """Hands one batch to the devices."""
         begun = time.perf_counter()
-        batch = Batch(**distributed.put_batch(self._mesh, next(self._batches)))
+        with jax.profiler.TraceAnnotation("host: input"):
+            batch = Batch(**distributed.put_batch(self._mesh, next(self._batches)))
         H, L = (grown(self.steps_done + 1) for grown in (self._system.curriculum.H, self._system.curriculum.L))
         compiling = self._compiled.seconds
         run = self._compiled(L, self.state, batch)
@@ -221,6 +222,7 @@ class Trainer:
         self._clock.train += time.perf_counter() - begun - compiling
         self._window.flops += self._run.experiment.global_batch_size * self._system.train_flops_per_example(H, L)
 
+    @functools.partial(jax.profiler.annotate_function, name="host: report")
     def report(self) -> None:
         """Writes down and shows the means over the steps since the last report."""
         e, curriculum, step = self._run.experiment, self._system.curriculum, self.steps_done
@@ -234,6 +236,7 @@ class Trainer:
                              "mfu": speed / self._peak})
         self._window.clear(since=self._clock.train)
 
+    @functools.partial(jax.profiler.annotate_function, name="host: checkpoint")
     def save(self) -> None:
         """Begins to write a checkpoint; it is complete when the next one begins, at the latest."""
         self._require_finite()

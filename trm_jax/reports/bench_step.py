@@ -139,7 +139,7 @@ def profile(base: config.Experiment, folder: Path, repeats: int) -> dict[str, An
     """Of the config's step; kept in the folder."""
     c = contender(base, "", repeats)
     result = c.result() | {"batch": base.global_batch_size, "device": distributed.device_description()}
-    result |= xla_profile.profile(c.step, c.run, folder, result["model_flops"], max(2, repeats))
+    result |= xla_profile.profile(c.step, folder, result["model_flops"] / jax.device_count(), max(2, repeats))
     xla_profile.keep(result, folder)
     return result
 

@@ -167,15 +167,14 @@ def _measured(experiment: Experiment, workdir: str, during: list, after: dict[st
               where: str) -> dict[str, Any]:
     arch, system, last = experiment.arch, run_folder.open_run(workdir).system, during[-1]
     steps = last["step"]
-    flops = sum((min(b, steps) - a + 1) * system.train_flops_per_example(H, L)
-                for a, b, H, L in system.curriculum.stages() if a <= steps)
     return {
         "parameters": after["parameter_count"], "batch": experiment.global_batch_size,
         "steps": steps, "planned_steps": experiment.total_steps,
         "train_seconds": last["train_seconds"], "compile_seconds": last["compile_seconds"],
         "evaluation_seconds": sum(result["seconds"] for result in (*during, after)),
         "examples_per_second": steps * experiment.global_batch_size / last["train_seconds"],
-        "train_flops_per_example": flops / steps, "peak_memory": peak, "peak_memory_of": where,
+        "train_flops_per_example": system.train_flops(1, steps) / (steps * experiment.global_batch_size),
+        "peak_memory": peak, "peak_memory_of": where,
         "curve": [{"step": r["step"], "train_seconds": r["train_seconds"], **_figure(arch, r["figures"][-1])}
                   for r in during],
         "depth": [_figure(arch, figure) for figure in after["figures"]],

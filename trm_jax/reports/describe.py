@@ -45,7 +45,7 @@ def describe(experiment: Experiment, flops_per_second: float | None = None, mfu:
     system = System(e, shape, steps)
     model, curriculum, B = system.model, system.curriculum, e.global_batch_size
     stages = curriculum.stages()
-    flops = sum((b - a + 1) * B * system.train_flops_per_example(H, L) for a, b, H, L in stages)
+    flops = system.train_flops(1, steps)
     state = jax.eval_shape(system.init_state)
     state_bytes = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(state._replace(key=())))
     deepest = max(L for _, _, _, L in stages)

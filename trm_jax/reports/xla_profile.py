@@ -14,16 +14,17 @@ the trace opens in XProf and Perfetto as well.
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from trm_jax.reports import pictures
+from trm_jax.reports import hlo, pictures
 from trm_jax.runtime import distributed, files, peaks
 from trm_jax.runtime.errors import UserError
 from trm_jax.runtime.text import human, table
@@ -32,7 +33,7 @@ CACHED = 8 * 2**20  # bytes of one operation that a core's caches may hold
 CONTAINERS = ("while", "conditional", "call")  # their own time is that of starting what is in them
 STEP = "profiled step"
 SHOWN = 16  # groups in the table; the rest is in one line
-WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+HOST = "host: "  # annotations that begin so say what the host does
 
 
 class ProfileError(UserError):
@@ -52,77 +53,54 @@ class Operation(NamedTuple):
 # The program.
 
 
-def shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Element type and dimensions of every array in the type at the head of an instruction's text."""
-    head = text.partition(" = ")[2]
-    if head.startswith("("):
-        head = head[:head.index(")") + 1]
-    else:
-        head = head.partition(" ")[0]
-    return [(kind, tuple(int(n) for n in sizes.split(",") if n))
-            for kind, sizes in re.findall(r"([a-z]+[0-9]*)\[([0-9,]*)\]", head)]
+def operations(module: hlo.Module) -> dict[str, Operation]:
+    """Every instruction outside of fusions, by name."""
+    return {i.name: _operation(i) for i in module.run}
 
 
-def size(text: str) -> float:
-    """Bytes of the arrays that an instruction gives."""
-    return sum(WIDTHS.get(kind, 4) * math.prod(dims) for kind, dims in shapes(text))
-
-
-def opcode(instruction) -> str:
-    """'dynamic-slice'."""
-    return re.sub("(?<=.)([A-Z])", r"-\1", instruction.opcode.name[1:]).lower()
-
-
-def operations(module) -> dict[str, Operation]:
-    """Every instruction outside of fusions of an HLO module, compiled.runtime_executable().hlo_modules()[0]."""
-    bodies = {computation.name: computation.instructions() for computation in module.computations()}
-    texts = {name: [(i, i.to_string()) for i in body] for name, body in bodies.items()}
-    inside = {found[1] for body in texts.values() for i, text in body if opcode(i) == "fusion"
-              if (found := re.search(r"calls=%?([\w.\-]+)", text))}
-    return {i.name: _operation(i, text, texts) for name, body in texts.items() if name not in inside
-            for i, text in body}
-
-
-def _operation(instruction, text: str, texts) -> Operation:
-    called = re.search(r"calls=%?([\w.\-]+)", text) if opcode(instruction) == "fusion" else None
-    body = texts.get(called[1], []) if called else [(instruction, text)]
-    products = [_product(i, t) for i, t in body if opcode(i) == "dot" or opcode(i) == "custom-call" and "gemm" in t]
-    name = (re.search(r'op_name="([^"]*)"', text) or [""] * 2)[1]
+def _operation(instruction: hlo.Instruction) -> Operation:
+    fused = instruction.opcode == "fusion"
+    body = instruction.body if fused else [instruction]
+    products = [(i, i.product) for i in body if i.product]
+    name = instruction.op_name
     phase = ("rematerialised" if "rematted_computation" in name else
              "backward" if "transpose(" in name else "forward")
-    moved = size(text) + sum(_read(i, operand, body if called else None)
-                             for i, operand in enumerate(instruction.operands()))
-    if any(opcode(i) == "dynamic-update-slice" for i, _ in body):  # in place: only the slice moves, there and back
-        moved = 2 * sum(size(i.operands()[1].to_string()) for i, _ in body if opcode(i) == "dynamic-update-slice")
+    moved = instruction.bytes + sum(_read(index, operand, body if fused else ())
+                                    for index, operand in enumerate(instruction.operands))
+    if updates := [i for i in body if i.opcode == "dynamic-update-slice"]:  # in place: only the slice moves, twice
+        moved = 2 * sum(i.operands[1].bytes for i in updates)
     if products:
-        ((m, k, n), dtype), flops = products[0], sum(2 * math.prod(sizes) for sizes, _ in products)
+        (first, (m, k, n)), flops = products[0], sum(2 * math.prod(sizes) for _, sizes in products)
+        dtype = first.operands[0].arrays[0].dtype
         return Operation(f"product {m}x{k}x{n} {dtype}", phase, flops, moved, dtype)
-    kind = re.sub(r"[.\d]+$", "", instruction.name) if opcode(instruction) == "fusion" else opcode(instruction)
+    kind = re.sub(r"[.\d]+$", "", instruction.name) if fused else instruction.opcode
     kind = re.sub(r"(wrapped_|bitcast_|bitcast-|_?fusion$|ynn_)", "", kind) or "reduction"
-    dims = max((dims for _, dims in shapes(text)), key=math.prod, default=())
+    dims = max((array.dims for array in instruction.arrays), key=math.prod, default=())
     return Operation(f"{kind.strip('_')} [{','.join(map(str, dims))}]", phase, 0.0, moved, "")
 
 
-def _read(index: int, operand, body) -> float:
+def _read(index: int, operand: hlo.Instruction, body: Sequence[hlo.Instruction]) -> float:
     """Bytes of an operand that are read: of one that is only sliced inside of a fusion, the slices."""
-    whole = size(operand.to_string())
-    if body is None:
-        return whole
-    for i, text in body:
-        if opcode(i) == "parameter" and f"parameter({index})" in text:
-            users = i.users()
-            if users and all(opcode(u) in ("dynamic-slice", "gather", "slice") for u in users):
-                return min(whole, sum(size(u.to_string()) for u in users))
-    return whole
+    for inner in body:
+        if inner.opcode == "parameter" and inner.parameter_number == index:
+            users = [user for user in body if inner in user.operands]
+            if users and all(user.opcode in ("dynamic-slice", "gather", "slice") for user in users):
+                return min(operand.bytes, sum(user.bytes for user in users))
+    return operand.bytes
 
 
-def _product(instruction, text: str) -> tuple[tuple[int, int, int], str]:
-    """((M, K, N), element type of its operands) of a product; batches count as rows of the left one."""
-    kind, left = shapes(instruction.operands()[0].to_string())[0]
-    contracted = re.search(r"lhs_contracting_dim(?:s=\{|ensions\":\[)([\d,\"]*)", text)
-    K = math.prod(left[int(n)] for n in re.findall(r"\d+", contracted[1])) if contracted else 1
-    M, out = math.prod(left) // max(1, K), math.prod(shapes(text)[0][1])
-    return (M, K, out // max(1, M)), kind
+def running(spans: Iterable[Span]) -> dict[tuple[str, int], dict[str, Operation]]:
+    """The programs of these operations, among those that this process has compiled: by name, and best by contents."""
+    seen: dict[tuple[str, int], set[str]] = collections.defaultdict(set)
+    for span in spans:
+        seen[span.module, span.program].add(span.name)
+    live = collections.defaultdict(list)
+    for executable in jax.local_devices()[0].client.live_executables():
+        for module in executable.hlo_modules():
+            if any(module.name == name for name, _ in seen):
+                live[module.name].append(operations(hlo.read(module.as_serialized_hlo_module_proto())))
+    return {of: max(live[of[0]], key=lambda program: len(names & program.keys()), default={})
+            for of, names in seen.items()}
 
 
 # The trace.
@@ -134,42 +112,58 @@ class Span(NamedTuple):
     start: float  # nanoseconds
     own: float  # without what ran inside of it
     whole: float
+    program: int = 0  # which one of those with this name
+    run: int = 0  # which of its executions; 0: not told
 
 
 class Window(NamedTuple):
-    """A step in a trace, nanoseconds."""
+    """A step in a trace, or what the host did meanwhile; nanoseconds."""
 
     start: float
     length: float
+    name: str = STEP
 
 
-def spans(folder: Path) -> tuple[list[Span], list[Window]]:
-    """The operations of the newest trace in a folder, and the steps in it."""
+class Trace(NamedTuple):
+    spans: list[Span]  # of the first device
+    windows: list[Window]
+    host: list[Window]  # what HOST annotations say
+
+
+def read_trace(folder: Path) -> Trace:
+    """The newest one in a folder."""
     files = sorted(folder.glob("**/*.xplane.pb"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise ProfileError(f"there is no trace in {folder}")
-    found, steps = [], []
+    trace = Trace([], [], [])
     for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
+        if plane.name.startswith("/device:") and not plane.name.endswith(":0"):
+            continue
         for line in plane.lines:
             events = []
             for event in line.events:
                 if event.name == STEP:
-                    steps.append(Window(event.start_ns, event.duration_ns))
-                if "hlo_op" in (stats := dict(event.stats)):
-                    events.append((event.start_ns, -event.duration_ns, stats["hlo_op"], stats.get("hlo_module", "")))
-            found += _nested(sorted(events))
-    return found, steps
+                    trace.windows.append(Window(event.start_ns, event.duration_ns))
+                elif event.name.startswith(HOST):
+                    trace.host.append(Window(event.start_ns, event.duration_ns, event.name.removeprefix(HOST)))
+                elif event.duration_ns and not event.name.startswith("end: "):
+                    stats = dict(event.stats)
+                    if "hlo_op" in stats and not stats.get("device_ordinal"):
+                        events.append((event.start_ns, -event.duration_ns, stats["hlo_op"], stats.get("hlo_module", ""),
+                                       stats.get("program_id", 0), stats.get("run_id", 0)))
+            trace.spans.extend(_nested(sorted(events)))
+    return trace
 
 
-def _nested(events: Iterable[tuple[float, float, str, str]]) -> list[Span]:
+def _nested(events: Iterable[tuple[float, float, str, str, int, int]]) -> list[Span]:
     """Own times of the events of one thread, outer ones first."""
     done: list[Span] = []
     open_: list[list] = []  # [end, own, event]
 
     def close(until: float) -> None:
         while open_ and open_[-1][0] <= until:
-            _, own, (start, minus, name, module) = open_.pop()
-            done.append(Span(name, module, start, max(0.0, own), -minus))
+            _, own, (start, minus, name, module, program, run) = open_.pop()
+            done.append(Span(name, module, start, max(0.0, own), -minus, program, run))
     for event in events:
         close(event[0])
         if open_:
@@ -179,57 +173,84 @@ def _nested(events: Iterable[tuple[float, float, str, str]]) -> list[Span]:
     return done
 
 
-def covered(found: Iterable[Span]) -> float:
-    """Nanoseconds in which at least one operation ran."""
-    total, end = 0.0, -math.inf
-    for span in sorted(found, key=lambda s: s.start):
-        total += max(0.0, span.start + span.whole - max(end, span.start))
-        end = max(end, span.start + span.whole)
+def busy(spans: Iterable[Span]) -> list[tuple[float, float]]:
+    """[(from, to)], ascending and apart: when a program was at work. From its first operation to its last, where the
+    trace tells executions apart; else while one of its operations was."""
+    runs: dict[Any, list[float]] = {}
+    for i, span in enumerate(spans):
+        at = runs.setdefault((span.program, span.run) if span.run else i, [math.inf, 0.0])
+        at[:] = min(at[0], span.start), max(at[1], span.start + span.whole)
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(map(tuple, runs.values())):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def overlap(a: Iterable[tuple[float, float]], b: Iterable[tuple[float, float]]) -> float:
+    """Length of what two ascending lists of intervals have in common."""
+    total, rest = 0.0, list(b)[::-1]
+    for start, end in a:
+        while rest and rest[-1][1] <= start:
+            rest.pop()
+        for other in reversed(rest):
+            if other[0] >= end:
+                break
+            total += min(end, other[1]) - max(start, other[0])
     return total
 
 
 # The report.
 
 
-def profile(run: Callable[[], Any], compiled, folder: Path, model_flops: float, steps: int = 5) -> dict[str, Any]:
-    """Runs `run` (one call of `compiled`, waited for) some times under the profiler, and measures the machine.
-
-    Args:
-      model_flops: of one run, without what is computed twice.
-    """
-    machine = peaks.peaks()
-    for _ in range(2):
-        run()
+@contextlib.contextmanager
+def recording(folder: Path) -> Iterator[None]:
+    """A trace of what is done in this block."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # its events are many, and slow the host down
     with jax.profiler.trace(str(folder), profiler_options=options):
+        yield
+
+
+def profile(run: Callable[[], Any], folder: Path, model_flops: float, steps: int = 5, warm: int = 2) -> dict[str, Any]:
+    """Runs `run`, which waits for what it starts, some times under the profiler, and measures the machine.
+
+    Args:
+      model_flops: of one run on one device, without what is computed twice.
+      warm: runs before.
+    """
+    machine = peaks.peaks()
+    for _ in range(warm):
+        run()
+    with recording(folder):
         for i in range(steps):
             with jax.profiler.StepTraceAnnotation(STEP, step_num=i):
                 run()
-    [module] = compiled.runtime_executable().hlo_modules()[:1]
-    found, windows = spans(folder)
-    return account(operations(module), module.name, found, windows, machine, model_flops)
+    trace = read_trace(folder)
+    return account(running(trace.spans), trace, machine, model_flops)
 
 
-def account(program: dict[str, Operation], module: str, found: list[Span], windows: list[Window],
-            machine: dict[str, Any], model_flops: float) -> dict[str, Any]:
+def account(programs: dict[tuple[str, int], dict[str, Operation]], trace: Trace, machine: dict[str, Any],
+            model_flops: float) -> dict[str, Any]:
     """The result as JSON: times in seconds. Groups are of the fastest step, the one that was disturbed least.
 
+    Args:
+      programs: by name and number.
     Raises ProfileError.
     """
-    def is_ours(span: Span) -> bool:
-        return span.module == module and span.name in program
-    seconds = [window.length / 1e9 for window in windows]
-    fastest = min(windows, key=lambda window: window.length, default=Window(0, 0))
-    found = [span for span in found if 0 <= span.start - fastest.start < fastest.length]
-    ours = [span for span in found if is_ours(span)]
-    if not ours:
-        raise ProfileError(f"the trace has no operation of {module}; on a GPU set "
+    seconds = [window.length / 1e9 for window in trace.windows]
+    fastest = min(trace.windows, key=lambda window: window.length, default=Window(0, 0))
+    whole = [(fastest.start, fastest.start + fastest.length)]
+    found = [span for span in trace.spans if 0 <= span.start - fastest.start < fastest.length]
+    known = [(span, op) for span in found if (op := programs.get((span.module, span.program), {}).get(span.name))]
+    if not known:
+        raise ProfileError("the trace has no operation of a program of this process; on a GPU set "
                            "XLA_FLAGS=--xla_gpu_enable_command_buffer=")
     groups: dict[tuple[str, str], dict[str, Any]] = collections.defaultdict(
         lambda: {"calls": 0.0, "seconds": 0.0, "flops": 0.0, "bytes": 0.0, "roof_seconds": 0.0})
-    for span in ours:
-        op = program[span.name]
+    for span, op in known:
         contains = op.kind.split(" ")[0] in CONTAINERS
         group = groups["loops and branches" if contains else op.kind, "" if contains else op.phase]
         group["calls"] += 1
@@ -238,8 +259,12 @@ def account(program: dict[str, Operation], module: str, found: list[Span], windo
             group["flops"] += op.flops
             group["bytes"] += op.bytes
             group["roof_seconds"] += roof(op, machine)
-    total, busy = fastest.length / 1e9, covered(ours) / 1e9
-    others = covered([span for span in found if not is_ours(span)]) / 1e9
+    total, worked = fastest.length / 1e9, busy(found)
+    idle = _gaps(whole[0], worked)
+    by_host = {name: overlap(idle, sorted((w.start, w.start + w.length) for w in trace.host if w.name == name)) / 1e9
+               for name in sorted({w.name for w in trace.host})}
+    by_program = {name: overlap(whole, busy(span for span in found if span.module == name)) / 1e9
+                  for name in sorted({span.module for span in found})}
     flops = sum(group["flops"] for group in groups.values())
     by_type = collections.Counter()
     for (kind, _), group in groups.items():
@@ -250,12 +275,24 @@ def account(program: dict[str, Operation], module: str, found: list[Span], windo
              "lost_seconds": group["seconds"] - group["roof_seconds"]} for (kind, phase), group in groups.items()]
     return {
         "machine": machine, "steps": len(seconds), "model_flops": model_flops, "executed_flops": flops, "peak": peak,
-        "peak_of": main, "mfu": model_flops / total / peak, "hfu": flops / total / peak, "busy_share": busy / total,
+        "peak_of": main, "mfu": model_flops / total / peak, "hfu": flops / total / peak,
         "step_seconds": {"fastest": total, "median": statistics.median(seconds), "quartiles":
                          statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3},
-        "idle_share": max(0.0, 1 - (busy + others) / total), "other_programs_share": others / total,
+        "idle_share": sum(end - start for start, end in idle) / 1e9 / total,
+        "idle_while": {name: value / total for name, value in by_host.items()},
+        "programs": {name: value / total for name, value in by_program.items()},
         "accounted_share": sum(row["seconds"] for row in rows) / total, "versions": distributed.versions(),
         "groups": sorted(rows, key=lambda row: -row["seconds"])}
+
+
+def _gaps(window: tuple[float, float], intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """What is left of the window between ascending intervals."""
+    found, at = [], window[0]
+    for start, end in intervals:
+        if start > at:
+            found.append((at, min(start, window[1])))
+        at = max(at, end)
+    return [*found, (at, window[1])] if at < window[1] else found
 
 
 def roof(op: Operation, machine: dict[str, Any]) -> float:
@@ -281,19 +318,23 @@ def show(result: dict[str, Any]) -> str:
         rows.append([f"{len(rest)} other groups", "", f"{total['calls']:.0f}", f"{1e3 * total['seconds']:.2f}",
                      f"{total['share']:.1%}", "", "", "", f"{1e3 * total['roof_seconds']:.2f}",
                      f"{1e3 * total['lost_seconds']:.2f}"])
-    accounted = result["accounted_share"]
+    accounted, idle, waits = (result[name] for name in ("accounted_share", "idle_share", "idle_while"))
     return "\n".join([
         peaks.show(machine),
-        f"step {1e3 * step['median']:.1f} ms (quartiles {1e3 * step['quartiles'][0]:.1f}, "
-        f"{1e3 * step['quartiles'][2]:.1f}; {result['steps']} steps), here the fastest, "
-        f"{1e3 * step['fastest']:.1f} ms; {human(result['model_flops'], 'FLOP')} of the "
+        (f"{step['fastest']:.2f} s in all; " if result["steps"] == 1 else
+         f"step {1e3 * step['median']:.1f} ms (quartiles {1e3 * step['quartiles'][0]:.1f}, "
+         f"{1e3 * step['quartiles'][2]:.1f}; {result['steps']} steps), here the fastest, "
+         f"{1e3 * step['fastest']:.1f} ms; ") + f"{human(result['model_flops'], 'FLOP')} of the "
         f"model, {human(result['executed_flops'], 'FLOP')} executed; MFU {result['mfu']:.1%}, HFU {result['hfu']:.1%} "
         f"of {human(result['peak'], 'FLOP/s')} ({result['peak_of']})",
         table(["operations", "phase", "calls", "ms", "share", "products", "moved", "FLOP/B", "roof ms", "lost ms"],
               rows, left=(0, 1)),
-        f"operations account for {accounted:.1%} of the step"
-        + ("" if accounted >= 0.95 else f", and {1 - accounted:.1%} is between them: the host, and starting programs")
-        + f"; idle {result['idle_share']:.1%}",
+        *([", ".join(f"{name} {share:.1%}" for name, share in result["programs"].items())]
+          if len(result["programs"]) > 1 else []),
+        f"operations account for {accounted:.1%} of the time; between those of a program "
+        f"{max(0.0, 1 - accounted - idle):.1%}; idle {idle:.2%}" + (" (" + ", ".join(
+            f"{name} {share:.2%}" for name, share in [*waits.items(), ("other", idle - sum(waits.values()))]) + ")"
+            if waits else ""),
         limit(result)])
 
 
@@ -313,6 +354,51 @@ def limit(result: dict[str, Any]) -> str:
     return (f"limited by {first}: {parts[first] / total:.0%} of the step; products run at {at:.0%} of their roof; most "
             f"is lost in {worst['kind']}{', ' + worst['phase'] if worst['phase'] else ''}: "
             f"{1e3 * worst['lost_seconds']:.1f} of {1e3 * total:.1f} ms")
+
+
+class StepRange:
+    """A callback of training: its steps from `first` to `last` are traced, from a record to a record of the run
+    (log.interval_steps), and accounted for when they are done, or when this context is left before.
+
+    Args:
+      flops: (first step, last step) -> what the model does in them, on one device.
+      note: takes the report.
+    """
+
+    def __init__(self, first: int, last: int, folder: Path, flops: Callable[[int, int], float],
+                 note: Callable[[str], None]):
+        self._first, self._last, self._folder, self._flops, self._note = first, last, folder, flops, note
+        self._begun: int | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __call__(self, step: int, values: Any) -> None:
+        if "loss" not in values:  # an evaluation's
+            return
+        if self._begun is not None and step >= self._last:
+            self.finish(step)
+        elif self._begun is None and self._first <= step + 1 and step < self._last:
+            self._begun = self._done = step
+            self._stack.enter_context(recording(self._folder))
+            self._stack.enter_context(jax.profiler.TraceAnnotation(STEP))
+        self._done = step
+
+    def finish(self, step: int) -> None:
+        begun, self._begun = self._begun, None
+        self._stack.close()
+        self._first = self._last = 0  # once
+        if begun is None or step <= begun:
+            return
+        trace = read_trace(self._folder)
+        result = account(running(trace.spans), trace, peaks.peaks(), self._flops(begun + 1, step))
+        keep(result, self._folder)
+        self._note(f"steps {begun + 1:,} to {step:,}, traced into {self._folder}\n{show(result)}")
+
+    def __enter__(self) -> StepRange:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._begun is not None:
+            self.finish(self._done)
 
 
 def keep(result: dict[str, Any], folder: Path) -> None:

@@ -71,6 +71,11 @@ class System:
         """Matrix products of one training step."""
         return self.contract.train_flops(H, L)
 
+    def train_flops(self, first: int, last: int) -> int:
+        """Those of the steps from `first` to `last`, of the whole batch."""
+        return sum(max(0, min(b, last) - max(a, first) + 1) * self.train_flops_per_example(H, L)
+                   for a, b, H, L in self.curriculum.stages()) * self.experiment.global_batch_size
+
     def test_flops_per_example(self, H: int, L: int) -> int:
         """Matrix products to the depth H of H_test, decoded at each."""
         return H * (self.model.test_cycles * self.model.calls_flops(L + 1) + self.model.head_flops())
