@@ -10,7 +10,7 @@ from jax import lax
 from tests import tiny
 from trm_jax import main
 from trm_jax.reports import bench_step, xla_profile
-from trm_jax.reports.xla_profile import Operation, ProfileError, Span, Trace, Window
+from trm_jax.reports.xla_profile import Operation, ProfileError, Span, Timeline, Window
 from trm_jax.runtime import peaks
 
 MACHINE = {"device": "this", "products": {"f32": 1e9, "bf16": 2e9}, "bandwidth": {"cache": 1e9, "memory": 1e8},
@@ -41,7 +41,7 @@ def test_the_fastest_step_is_accounted_for():
                "dot.1": Operation("product 10x10x10 bf16", "backward", 1.8e7, 1e3, "bf16")}
     found = [Span("dot.1", "step", 10e6, 90e6, 90e6), Span("while.1", "step", 105e6, 20e6, 50e6),
              Span("dot.1", "step", 110e6, 30e6, 30e6), Span("copy.9", "other", 156e6, 3e6, 3e6)]
-    trace = Trace(found, [Window(0, 100e6), Window(100e6, 60e6)], [Window(150e6, 8e6, "input")])
+    trace = Timeline(found, [Window(0, 100e6), Window(100e6, 60e6)], [Window(150e6, 8e6, "input")])
     r = xla_profile.account({("step", 0): program}, trace, MACHINE, 1e7)
     assert [(g["kind"], g["calls"], round(g["seconds"], 6)) for g in r["groups"]] == [
         ("product 10x10x10 bf16", 1, 0.03), ("loops and branches", 1, 0.02)]

@@ -124,18 +124,18 @@ class Window(NamedTuple):
     name: str = STEP
 
 
-class Trace(NamedTuple):
+class Timeline(NamedTuple):
     spans: list[Span]  # of the first device
     windows: list[Window]
     host: list[Window]  # what HOST annotations say
 
 
-def read_trace(folder: Path) -> Trace:
+def read_trace(folder: Path) -> Timeline:
     """The newest one in a folder."""
     files = sorted(folder.glob("**/*.xplane.pb"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise ProfileError(f"there is no trace in {folder}")
-    trace = Trace([], [], [])
+    trace = Timeline([], [], [])
     for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
         if plane.name.startswith("/device:") and not plane.name.endswith(":0"):
             continue
@@ -232,7 +232,7 @@ def profile(run: Callable[[], Any], folder: Path, model_flops: float, steps: int
     return account(running(trace.spans), trace, machine, model_flops)
 
 
-def account(programs: dict[tuple[str, int], dict[str, Operation]], trace: Trace, machine: dict[str, Any],
+def account(programs: dict[tuple[str, int], dict[str, Operation]], trace: Timeline, machine: dict[str, Any],
             model_flops: float) -> dict[str, Any]:
     """The result as JSON: times in seconds. Groups are of the fastest step, the one that was disturbed least.
 
