@@ -59,6 +59,7 @@ def test_sudoku_files_of_users(file, clues):
 
 
 def test_puzzles_are_what_stands_there():
+    assert read(SUDOKU, EASY.translate({ord(str(i)): 0xff10 + i for i in range(10)})) == [EASY], "digits of full width"
     assert read(SUDOKU, (INPUTS / "blank_star.txt").read_bytes()) == [EASY]
     assert read(SUDOKU, (INPUTS / "json2d.json").read_bytes()) == [EASY]
     assert read(SUDOKU, (INPUTS / "comment_after.txt").read_bytes()) == [EASY] * 3
@@ -77,6 +78,21 @@ def test_puzzles_are_what_stands_there():
     SUDOKU.render(SUDOKU.encode(EASY)), SUDOKU.render(SUDOKU.encode(EASY), given=SUDOKU.encode(EASY), color=True),
     json.dumps([[int(c) if c != "." else None for c in row] for row in ROWS]), json.dumps(ROWS), json.dumps(EASY),
     json.dumps({"sudoku": [[int(c) if c != "." else 0 for c in row] for row in ROWS]}),
+    "\n".join(" | ".join(" ".join(row[i:i + 3]) for i in (0, 3, 6)).replace(".", " ") for row in ROWS),
+    "\n".join("| " + " | ".join(row.replace(".", " ")) + " |\n" + "+---" * 9 + "+" for row in ROWS),
+    "\n".join(",".join("" if c == "." else c for c in row) for row in ROWS),
+    "\n".join("\t".join("nan" if c == "." else f"{c}.0" for c in row) for row in ROWS),
+    "\n".join([".----.----.----.", *(f"|{row[:3]} |{row[3:6]} |{row[6:]} |" for row in ROWS), "'----'----'----'"]),
+    "[" + "\n ".join(f"[{' '.join(row.replace('.', '0'))}]" for row in ROWS) + "]",
+    "int[][] board = {" + ",\n ".join("{" + ", ".join(row.replace(".", "0")) + "}" for row in ROWS) + "};",
+    "board = [\n" + "".join(f"  {[int(c) for c in row.replace('.', '0')]},  # row\n" for row in ROWS) + "]",
+    "\n".join(f'"{row}",' for row in ROWS), "\\n".join(ROWS), "Solve this:\n\n```text\n" + "\n".join(ROWS) + "\n```",
+    "=== 1 ===\n" + "\n".join(ROWS), f"1\n{EASY}", f"name={EASY}:7:easy", EASY.replace(".", "\u00b7"),
+    f'{{"puzzle": "{EASY}"}},',
+    json.dumps({"columns": ["id", "puzzle"], "data": [[1, EASY]]}), json.dumps({"puzzle": {"0": EASY}}),
+    json.dumps({"puzzle": [EASY]}), json.dumps({"rows": [{"row": {"question": EASY}}]}),
+    'id,puzzle\n1,"' + "\n".join(ROWS) + '"', "# made by hand\npuzzle,rating\n" + EASY + ",1",
+    f"a,b\n{EASY},{'1' * 81}",
     "puzzle\n" + EASY, "ID;Puzzle;Rating\n7;" + EASY + ";1.5", "answer,question\n" + "1" * 81 + "," + EASY])
 def test_one_sudoku_however_it_is_written(text):
     for content in (text, text.encode(), text.encode("utf-16"), text.encode("utf-16-le"), "\ufeff" + text):
@@ -85,6 +101,8 @@ def test_one_sudoku_however_it_is_written(text):
 
 @pytest.mark.parametrize("text, found", [
     ("\n".join(ROWS) + "\n\n" + "\n".join(ROWS), [EASY] * 2), ("\n".join(ROWS * 3), [EASY] * 3),
+    (f"2\n{EASY}\n{EASY}", [EASY] * 2), ("1\n" + "\n".join(ROWS) + "\n2\n" + "\n".join(ROWS), [EASY] * 2),
+    (json.dumps({"puzzle": [EASY, EASY], "solution": ["", ""]}), [EASY] * 2),
     (f"{EASY}\n12\n{EASY}", [EASY, "error: got 2 cells", EASY]), (SS + SS.replace(".", "-") + SS.replace(".", " "),
                                                                  [SS_CELLS] * 3),
     ("\n".join(ROWS[:8]) + "\n\n" + "\n".join(ROWS), ["error: got 72 cells in 8 lines", EASY]),
@@ -124,6 +142,9 @@ def test_hexadoku_alphabets_are_told_from_what_occurs():
     as_lines = "\n".join(" ".join(f"{cell:>2}" for cell in row) for row in numbers)
     np.testing.assert_array_equal(HEX.encode(as_lines), tokens)
     assert len(HEX.split(as_lines)) == 1
+    for text in (",".join, "|".join):
+        empty = "\n".join(text("" if cell == "." else str(cell) for cell in row) for row in numbers)
+        np.testing.assert_array_equal(HEX.encode(empty), tokens)
     np.testing.assert_array_equal(HEX.encode(HEX.render(tokens)), tokens)
 
 
@@ -150,7 +171,11 @@ def test_hexadoku_that_is_ambiguous_is_refused(text, message):
     "\n".join(MAZE_ROWS).replace("#", "\u2588"), "\n".join("".join(c * 2 for c in row) for row in MAZE_ROWS),
     "\n".join(" ".join(row.replace(" ", ".")) for row in MAZE_ROWS), MAZE.render(QUESTION),
     MAZE.render(QUESTION, color=True), "\n".join(row.replace("#", "1").replace(" ", "0") for row in MAZE_ROWS),
-    [[{"#": 1, " ": 0, "S": 2, "G": 3}[c] for c in row] for row in MAZE_ROWS],
+    [[{"#": 1, " ": 0, "S": 2, "G": 3}[c] for c in row] for row in MAZE_ROWS], "/".join(MAZE_ROWS),
+    "\\n".join(MAZE_ROWS),
+    "\n".join(MAZE_ROWS).replace("S", "A").replace("G", "B"), "\n".join(MAZE_ROWS).replace("G", "F").replace(" ", "_"),
+    "+------+\n" + "\n".join(f"|{row}|" for row in MAZE_ROWS) + "\n+------+", "\n".join(map("\t".join, MAZE_ROWS)),
+    "\n".join(MAZE_ROWS).replace(" ", "0"),
     {"maze": [[int(c == "#") for c in row] for row in MAZE_ROWS], "start": [4, 3], "goal": [1, 4]},
     {"grid": [[int(c == "#") for c in row] for row in MAZE_ROWS], "start": (4, 3), "end": (1, 4)}])
 def test_one_maze_however_it_is_written(value):
@@ -158,6 +183,14 @@ def test_one_maze_however_it_is_written(value):
     if isinstance(value, str):
         both = read_requests(f"{value}\n\n{value}\n", MAZE)
         assert [cells(MAZE, request.puzzle) for request in both] == ["".join(MAZE_ROWS)] * 2
+
+
+@pytest.mark.parametrize("text", [
+    "Maze 7, easy\n" + "\n".join(MAZE_ROWS), "```\n" + "\n".join(MAZE_ROWS) + "\n```",
+    "\n".join(f'"{row}",' for row in MAZE_ROWS), f"maze = {MAZE_ROWS}",
+    "maze = [\n" + "".join(f"  {list(row)},\n" for row in MAZE_ROWS) + "]"])
+def test_what_is_around_a_maze(text):
+    assert read(MAZE, text) == ["".join(MAZE_ROWS)]
 
 
 def test_maze_files():
@@ -184,6 +217,26 @@ def test_arc_files():
     assert task.name == "arc_task" and task.puzzle["id"] == "arc_task" and len(task.puzzle["train"]) == 3
     tasks = read_path(str(INPUTS / "tasks.jsonl"), domain)
     assert [t.name for t in tasks][:2] == ["b1948b0a", "c8f0f002"] and all(t.puzzle["test"] for t in tasks)
+
+
+@pytest.mark.parametrize("make", [
+    lambda pairs: json.dumps({"examples": pairs, "source": "x"}), lambda pairs: json.dumps([
+        {"input": a, "output": b} for a, b in pairs]),
+    lambda pairs: "\n".join(json.dumps({"examples": pairs}) for _ in range(1)),
+    lambda pairs: json.dumps({"examples": [{"input": a, "output": b} for a, b in pairs]})])
+def test_examples_alone_are_a_task_whose_last_one_is_asked(make):
+    """BARC has lines of {"examples": [[input, output], ...]}, RE-ARC a file of pairs for each task."""
+    pairs = [[[[1, 2]], [[2, 1]]], [[[3, 4]], [[4, 3]]], [[[5, 6]], [[6, 5]]]]
+    [request] = read_requests(make(pairs), puzzles.get("arc"))
+    assert [(p["input"], p["output"]) for p in request.puzzle["train"]] == [tuple(pair) for pair in pairs[:2]]
+    assert request.puzzle["test"] == [{"input": [[5, 6]], "output": [[6, 5]]}] and request.puzzle["id"] == request.name
+
+
+def test_lines_of_barc_are_tasks_of_their_own():
+    line = json.dumps({"source": "code", "examples": [[[[1]], [[2]]], [[[3]], [[4]]]]})
+    found = read_requests(f"{line}\n{line}\n", puzzles.get("arc"))
+    assert [request.name for request in found] == ["puzzle 1", "puzzle 2"]
+    assert all(request.puzzle["test"][0]["input"] == [[3]] for request in found)
 
 
 def test_a_folder_of_files(tmp_path):

@@ -6,8 +6,12 @@ them: encodings, lines, objects with names, columns. One that cannot be read sta
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import csv
 import json
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,9 +68,10 @@ def read_requests(content: str | bytes, domain: puzzles.Domain, is_json: bool = 
       SolveError: with `is_json`, for what is no JSON.
     """
     text = decoded(content) if isinstance(content, bytes) else content
-    if is_json or text.lstrip("\ufeff \t\r\n")[:1] in ("[", "{"):
+    text = re.sub(r"^\s*[A-Za-z_][\w \[\]]*=\s*(?=[\[{])", "", text.removeprefix("\ufeff"))  # board = [[...
+    if is_json or text.lstrip()[:1] in ("[", "{"):
         try:
-            value = _json(text.lstrip("\ufeff"))
+            value = _json(text)
         except PuzzleError as error:
             if is_json:
                 raise SolveError(f"cannot be read as JSON: it {error}") from None
@@ -89,21 +94,28 @@ def decoded(data: bytes) -> str:
 
 
 def _json(text: str) -> Any:
-    """A JSON value; PuzzleError says that it is none."""
+    """A JSON value, or one as Python writes it; PuzzleError says that it is none."""
     try:
         return json.loads(text)
     except RecursionError:
         raise PuzzleError("is nested too deeply") from None
     except ValueError as error:
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError), \
+                warnings.catch_warnings(action="ignore"):
+            return json.loads(json.dumps(ast.literal_eval(text.strip())))
         raise PuzzleError(f"is no JSON ({error})") from None
 
 
 def _of_json(value: Any, domain: puzzles.Domain, stem: str) -> Iterator[Request]:
     if isinstance(value, Mapping):
+        value = _by_rows(value, domain)
+    elif domain.identifies_tasks and value and isinstance(value, list) and all(map(_pair, value)):
+        value = {"examples": value}
+    if isinstance(value, Mapping):
         lists = [name for name in LIST_NAMES if isinstance(value.get(name), list)]
         if lists and not domain.is_one(value[lists[0]]):
             value = value[lists[0]]
-        elif any(name in value for name in (*PUZZLE_NAMES, "test", "train")) or not value:
+        elif any(name in value for name in (*PUZZLE_NAMES, "test", "train", "examples")) or not value:
             yield _request(stem, value)
             return
         else:
@@ -117,11 +129,32 @@ def _of_json(value: Any, domain: puzzles.Domain, stem: str) -> Iterator[Request]
         yield _request("puzzle 1", value)
 
 
+def _by_rows(value: Mapping[str, Any], domain: puzzles.Domain) -> Any:
+    """A table as pandas and others write it to JSON, by columns or with the rows apart, as a list of its rows; all else
+    as it is."""
+    name = next((name for name in PUZZLE_NAMES if name in value), None)
+    rows = value.get("data")
+    if isinstance(rows, list) and isinstance(value.get("columns"), list):
+        return [dict(zip(value["columns"], row)) for row in rows if isinstance(row, list)]
+    if isinstance(rows, Mapping) and len(value) == 1:
+        return rows
+    column = value[name] if name is not None else None
+    if isinstance(column, Mapping) and column:
+        return list(column.values())
+    if isinstance(column, list) and not domain.is_one(column) and column and all(
+            domain.is_one(item) if isinstance(item, list) else isinstance(item, str) and _can_read(domain, item)
+            for item in column):
+        return column
+    return value
+
+
 def _of_columns(columns: Columns, lines: list[str], domain: puzzles.Domain) -> Iterator[Request]:
-    number = 0
+    number, begun = 0, ""
     for line in lines[columns.line:]:
-        if not line.strip():
+        begun = f"{begun}\n{line}" if begun else line
+        if not line.strip() or begun.count('"') % 2:  # a field may have several lines
             continue
+        line, begun = begun, ""
         number += 1
         try:
             cells = columns.cells(line)
@@ -135,13 +168,20 @@ def _of_columns(columns: Columns, lines: list[str], domain: puzzles.Domain) -> I
 def _of_lines(text: str, lines: list[str], domain: puzzles.Domain) -> list[Request]:
     values: dict[int, Any] = {}  # line -> JSON
     for number, line in enumerate(lines, 1):
-        start, end = line.strip()[:1], line.strip()[-1:]
-        if start in ("{", '"') or start == "[" and end == "]" and line.count("[") > 1:
+        line = line.strip().rstrip(",")
+        if line[:1] in ("{", '"') or line[:1] == "[" and line[-1:] == "]" and line.count("[") > 1:
             try:
-                values[number] = _json(line)
+                value = _json(line)
             except PuzzleError as error:
-                if start != '"':
+                if line[0] != '"' and ('"' in line or not any(map(str.isalnum, line))):
                     values[number] = error
+            else:
+                if not isinstance(value, str):
+                    values |= {number: value} if line[0] != '"' else {}
+                elif _can_read(domain, value) or "\n" in value:
+                    values[number] = value
+                else:
+                    lines[number - 1] = value  # a row of one, it may be
     rest = "\n".join("" if number in values else line for number, line in enumerate(lines, 1))
     pieces = domain.split(rest)
     if len(lines) > 1 and not values and not any(_can_read(domain, piece.text) for piece in pieces) and (
@@ -167,8 +207,20 @@ def _request(name: str, value: Any) -> Request:
         return Request(name, value.text if value.first == value.last else value)
     if isinstance(value, Mapping):
         name = str(next((value[key] for key in ID_NAMES if isinstance(value.get(key), (str, int))), name))
+        value = value["row"] if isinstance(value.get("row"), Mapping) else value  # as the Hugging Face viewer has it
+        if isinstance(pairs := value.get("examples"), list) and pairs and all(map(_pair, pairs)):
+            *train, test = map(_pair, pairs)  # as BARC has tasks: without a word on which of them is to be answered
+            value = {**value, "train": train, "test": [test]}
         if "test" in value or "train" in value:  # an ARC task
             return Request(name, {**value, "id": name})
         if not any(key in value for key in PUZZLE_NAMES):
             value = PuzzleError('has no "puzzle"')
     return Request(name, value)
+
+
+def _pair(value: Any) -> dict[str, Any] | None:
+    """An example of an ARC task, [input, output] or {"input": ..., "output": ...}; None where it is none."""
+    if isinstance(value, Mapping):
+        return dict(value) if "input" in value and "output" in value else None
+    return dict(zip(("input", "output"), value)) if isinstance(value, list) and len(value) == 2 and all(
+        isinstance(grid, list) and grid and isinstance(grid[0], list) for grid in value) else None

@@ -25,7 +25,7 @@ from trm_jax.runtime.errors import UserError
 ENTRY_POINTS = "trm_jax.puzzles"
 # What a puzzle is called in objects and columns, the likeliest first.
 PUZZLE_NAMES = ("puzzle", "question", "quiz", "quizzes", "puzzles", "questions", "input", "grid", "maze", "sudoku",
-                "board", "matrix", "problem", "clues")
+                "board", "matrix", "problem", "clues", "inputs", "unsolved", "initial", "givens")
 SOLUTION_NAMES = ("solution", "answer", "solutions", "answers", "output", "label")
 _registered: dict[str, type[Domain]] = {}
 

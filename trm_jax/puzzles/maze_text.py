@@ -16,8 +16,10 @@ from trm_jax.puzzles.domain import PUZZLE_NAMES, Piece, PuzzleError
 from trm_jax.puzzles.text import plain_lines
 
 WALLS = "#\u2588\u2593\u2592\u25a0\u25fc\u2b1b"
-FREES = " .\u00b7\u25a1\u25fb\u2b1c"
-_CORNERS, _LEVEL, _UPRIGHT = frozenset("\u250c\u2510\u2514\u2518"), frozenset("\u2500\u2501"), "\u2502\u2503"
+FREES = " ._\u00b7\u25a1\u25fb\u2b1c"
+_CORNERS = frozenset("+\u250c\u2510\u2514\u2518\u250f\u2513\u2517\u251b\u2554\u2557\u255a\u255d") | frozenset(
+    map(chr, range(0x256d, 0x2571)))
+_LEVEL, _UPRIGHT = frozenset("-\u2500\u2501\u2550"), "|\u2502\u2503\u2551"
 GOALS = ("goal", "end", "target", "exit", "finish")
 
 
@@ -27,6 +29,7 @@ def rows_of(text: str, columns: int) -> list[str]:
     Nothing is stripped of a line of `columns` characters: a space at its end is a cell.
     """
     lines = plain_lines(text.strip("\r\n"))
+    lines = lines[0].split("/") if len(lines) == 1 else lines
     framed = [line.strip() for line in lines]
     if len(framed) > 2 and all(line and set(line) <= _CORNERS | _LEVEL for line in (framed[0], framed[-1])):
         lines = [line.strip(_UPRIGHT) for line in framed[1:-1]]
@@ -49,6 +52,8 @@ def _doubled(line: str) -> str | None:
 
 def _separated(line: str) -> str | None:
     """Of cells with a comma or a space between."""
+    if "\t" in line:
+        return line.replace("\t", "") if all(len(cell) == 1 for cell in line.split("\t")) else None
     line = line.strip(" []").replace(", ", ",")
     if len(line) < 3 or len(line) % 2 == 0 or not set(line[1::2]) <= set(", ;\t") or set(line[::2]) & set(" ,"):
         return None
@@ -58,15 +63,16 @@ def _separated(line: str) -> str | None:
 def signs(cells: str) -> dict[str, str]:
     """Character -> '#', ' ', 'S', 'G' or 'o', for the characters of one maze."""
     here = set(cells)
-    meaning = dict.fromkeys(WALLS, "#") | dict.fromkeys(FREES, " ") | dict.fromkeys("Ss", "S") | {"o": "o"}
-    goal = next((both for both in ("Gg", "Ee") if here & set(both)), None)
+    meaning = dict.fromkeys(WALLS, "#") | dict.fromkeys(FREES, " ") | {"o": "o", "0": " "}
+    meaning |= dict.fromkeys("Ss" if here & set("Ss") or not here & set("Bb") else "Aa", "S")  # or from A to B
+    goal = next((both for both in ("Gg", "Ee", "Ff", "Tt", "Bb") if here & set(both)), None)
     if goal is None and sum(map(cells.count, "Xx")) == 1:
         goal = "Xx"
     meaning |= dict.fromkeys(goal or "G", "G")
     if goal != "Xx":
         meaning |= dict.fromkeys("Xx", "o")
     if not here & set(WALLS):
-        meaning |= {"1": "#", "0": " "}
+        meaning["1"] = "#"
         if not here & set("Ss") and cells.count("2") == 1:
             meaning["2"] = "S"
         if goal is None and cells.count("3") == 1:
@@ -137,6 +143,13 @@ def split_any(text: str) -> list[Piece]:
     return pieces
 
 
+def _is_talk(line: str) -> bool:
+    """Whether a line is about a maze, rather than of one: mostly letters, several, or the fence of a block of code."""
+    signs = line.replace(" ", "")
+    letters = list(filter(str.isalpha, signs))
+    return signs.startswith(("```", "//")) or len(letters) * 2 > len(signs) and len(set(letters)) > 2
+
+
 def split_mazes(text: str, rows: int, columns: int) -> list[Piece]:
     """The mazes of a text: one a line, or so many lines each; empty lines may stand between."""
     pieces: list[Piece] = []
@@ -148,7 +161,9 @@ def split_mazes(text: str, rows: int, columns: int) -> list[Piece]:
             begun.clear()
     for number, line in enumerate(plain_lines(text), 1):
         drawn = set(line.strip()) <= _CORNERS | _LEVEL
-        if not line or not line.strip() and len(line) not in (columns, 2 * columns):
+        if _is_talk(line):
+            finish()
+        elif not line or not line.strip() and len(line) not in (columns, 2 * columns):
             finish()
         elif drawn and line.strip():
             opened = any(set(text.strip()) <= _CORNERS | _LEVEL for _, text in begun)

@@ -23,17 +23,22 @@ _UPRIGHT = re.compile("[|!\u2502\u2503\u2551\u00a6]")
 _ESCAPE = re.compile(r"\x1b\[[\d;]*m")
 _SECTION = re.compile(r"\s*\[\s*([A-Za-z][\w ]*)\s*\]\s*")
 _COMMENT = re.compile(r"\s*(#|//|;|%)")
-_APART = re.compile(r"[\s,;|\"']+")
+_APART = re.compile(r"[\s,;|:=\"']+")
+_EMPTY = {"": ".", "nan": ".", "none": ".", "null": "."}
+# Signs of the same meaning: digits of full width, and dots; what has no width goes.
+_SAME = str.maketrans("".join(map(chr, range(0xff10, 0xff1a))) + "\uff0e\u00b7\u2022\u2219\u25a1\u25a2\u00a0",
+                      "0123456789...... ", "\ufeff\u200b\u200c\u200d\u2060")
 
 
 def plain_lines(text: str) -> list[str]:
     """Lines without what terminals and other systems leave in them."""
-    return _ESCAPE.sub("", text.removeprefix("\ufeff")).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    text = _ESCAPE.sub("", text).translate(_SAME).replace("\r\n", "\n").replace("\r", "\n")
+    return (text if "\n" in text else text.replace("\\n", "\n")).split("\n")
 
 
 def is_frame(line: str) -> bool:
     """Whether a line is drawn, and holds no cell."""
-    return set(line) <= FRAME
+    return set(line) <= (FRAME | {"."} if "---" in line and line.count(".") < 6 else FRAME)
 
 
 def _is_spaced(line: str, side: int) -> bool:
@@ -77,6 +82,25 @@ def split_rows(text: str, is_whole: Callable[[str], bool]) -> list[Piece]:
     return pieces
 
 
+def _evened(line: str, side: int) -> str:
+    """A row whose blanks are spaces, or nothing at all between separators, or whose cells are numbers such as 3.0, with
+    one word a cell; other lines as they are."""
+    barred, signs = _UPRIGHT.sub("|", line), _known(side) | set(BLANKS) | set(map(str, range(10, side + 1)))
+    for sign in ",;\t|":
+        cells = [cell.strip(" \"'[]{}()").lower().removesuffix(".0") for cell in barred.split(sign)]
+        cells = cells[1:] if sign == "|" and len(cells) > side and not cells[0] else cells
+        cells = cells[:-1] if len(cells) > side and not cells[-1] else cells
+        cells = [_EMPTY.get(cell, cell) for cell in cells]
+        if len(cells) == side and set(cells) <= signs and set(cells) & _known(side):
+            return " ".join(cells)
+    spread = re.sub(r"^ ?\| | \| ?$", "", barred).replace(" | ", " ")
+    spread = spread[1:] if len(spread) == 2 * side and spread[0] == " " else spread
+    cells = spread[::2]
+    if len(spread) == 2 * side - 1 and not spread[1::2].strip() and set(cells) <= signs | {" "} and cells.strip():
+        return " ".join(cells.replace(" ", "."))
+    return line
+
+
 # One grid of digits.
 
 
@@ -92,7 +116,7 @@ def digit_cells(text: str, side: int) -> tuple[list[int], str]:
     Raises:
       PuzzleError: no reading has the right number of cells, or more than one alphabet would do.
     """
-    lines = [line for line in plain_lines(text) if line.strip()]
+    lines = [_evened(line, side) for line in plain_lines(text) if line.strip()]
     if side > 9 and (numbers := _numbers(lines, side)):
         return numbers, alphabets(side)[0]
     cells = next((found for found in _readings(lines, side) if len(found) == side * side), None)
@@ -190,7 +214,7 @@ class Columns:
     def of(cls, lines: Sequence[str]) -> Columns | None:
         """Of the header of a table, in any order, case and separator; None where the first line is no header."""
         for number, line in enumerate(lines, 1):
-            if not line.strip():
+            if not line.strip() or _COMMENT.match(line):
                 continue
             for delimiter in ",;\t|":
                 names = tuple(name.strip().strip('"\'').strip().lower() for name in line.split(delimiter))
@@ -231,7 +255,7 @@ class _Block(NamedTuple):
 
     lines: list[_Line]
     count: int  # of rows; 0: one line that is no row
-    title: bool = False  # it has letters that no cell has: the name of what follows, maybe
+    title: bool = False  # it has letters that no cell has, or few cells: the name of what follows, maybe
 
 
 def split_grids(text: str, side: int) -> list[Piece]:
@@ -243,9 +267,14 @@ def split_grids(text: str, side: int) -> list[Piece]:
     pieces: list[Piece] = []
     bands: list[_Line] = []  # of a grid that has blank lines between its bands
     blocks = _blocks(text, side)
+    named: set[int] = set()  # the titles
+    for i in range(len(blocks) - 2, -1, -1):
+        letters, count = any(map(str.isalpha, blocks[i].lines[0].text)), blocks[i + 1].count
+        head = i == 0 and letters and len(blocks[1].lines[0].text) == side * side  # of columns that it does not name
+        if blocks[i].title and (head or i + 1 in named or (count if letters else count and count % side == 0)):
+            named.add(i)
     for i, block in enumerate(blocks):
-        following = blocks[i + 1] if i + 1 < len(blocks) else None
-        if block.title and following is not None and following.count:
+        if i in named:
             continue
         if 1 < block.count < side and side % block.count == 0 and _is_band(blocks, i, side):
             bands += block.lines
@@ -261,7 +290,8 @@ def split_grids(text: str, side: int) -> list[Piece]:
                 grid = []
         if any(line.row for line in grid) or not block.count:
             pieces.append(_piece(grid))
-    return pieces
+    counted = len(pieces) > 1 and pieces[0].text == str(len(pieces) - 1)  # how many there are, then these
+    return pieces[counted:]
 
 
 def _is_band(blocks: list[_Block], at: int, side: int) -> bool:
@@ -280,7 +310,7 @@ def _piece(lines: list[_Line]) -> Piece:
 
 def _blocks(text: str, side: int) -> list[_Block]:
     """The lines of a text in their order, comments and blank lines left out."""
-    lines, known = plain_lines(text), _known(side)
+    lines, known = [_evened(line, side) for line in plain_lines(text)], _known(side)
     cells = known | set(BLANKS)
     # Signs that drawn lines have too are blanks only if they stand between digits somewhere.
     blanks = {b for b in "*_-" for line in lines
@@ -317,7 +347,7 @@ def _blocks(text: str, side: int) -> list[_Block]:
             rows.append(_Line(number, part if _is_row(part, side) else line, True))
         else:
             finish()
-            title = any(c.isalpha() and c not in cells for c in line)
+            title = any(c.isalpha() and c not in cells for c in line) or sum(map(str.isalnum, line)) < side
             blocks.append(_Block([_Line(number, line.strip(), False)], 0, title))
     finish()
     return blocks
@@ -342,4 +372,4 @@ def _words(line: str) -> list[str]:
 
 
 def uncommented(line: str) -> str:
-    return re.split(r"#|//|;", line)[0].rstrip()
+    return re.split(r"#|//|;|%", line)[0].rstrip()
