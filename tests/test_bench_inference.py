@@ -84,6 +84,12 @@ def test_commands(tmp_path, capsys):
     assert "right, in %" in capsys.readouterr().out
     assert bench_inference.main(["spend", *source, "--max_cycles=3", "--tries=2"]) == 2
     assert "--max_cycles=3 cannot be shared out among 2 tries" in capsys.readouterr().err
+    profiled = ["--max_cycles=4", f"--profile={tmp_path / 'p'}", f"--out={out}"]
+    assert bench_inference.main(["engine", *source, *profiled]) == 0
+    assert "the device waits for the engine in" in capsys.readouterr().out and (tmp_path / "p/profile.json").exists()
+    result = json.loads(out.read_text())
+    assert 0 < result["cycles"] <= result["slot_cycles"] and {"fill", "collect"} <= set(result["idle_while"])
+    assert {"jit_advanced", "jit_begin"} <= set(result["programs"])
     other = tiny.make_dataset(tmp_path / "six", domain=puzzles.get("sudoku", box_rows=2, box_cols=3))
     assert bench_inference.main(["speed", *source[:2], f"--data={other}"]) == 2
     assert "puzzles of another size" in capsys.readouterr().err

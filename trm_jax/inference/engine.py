@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -165,6 +166,7 @@ class _Run:
         devices = self._mesh.size if self._mesh else 1
         return devices * bucket(-(-n // devices))
 
+    @functools.partial(jax.profiler.annotate_function, name="host: fill")
     def _fill(self, on_device: Any) -> tuple[Any, bool]:
         """Gives free slots their next jobs; whether there were any."""
         w, s = self._slots, self._settings
@@ -219,6 +221,7 @@ class _Run:
         self._slot_cycles += int(moved.max(initial=0)) * len(w.alive)
         np.copyto(w.done, seen.done, where=w.alive)
 
+    @functools.partial(jax.profiler.annotate_function, name="host: collect")
     def _collect(self, seen: Seen, late: bool) -> Jobs | None:
         """Takes the answers of jobs that have stopped, or must."""
         s, w = self._settings, self._slots

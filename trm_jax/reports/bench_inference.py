@@ -1,7 +1,8 @@
-"""What thinking costs, and how best to spend it: three measurements of weights on held-out puzzles.
+"""What thinking costs, and how best to spend it: four measurements of weights on held-out puzzles.
 
     python -m trm_jax bench inference batching --data=data/sudoku-40       continuous batching against a fixed unroll
     python -m trm_jax bench inference speed --batch_sizes=1,64,512         cycles per second
+    python -m trm_jax bench inference engine --profile=DIR                 how long the device waits for the engine
     python -m trm_jax bench inference spend --data=data/sudoku-hard        tries against depth, at equal core calls
 
 Weights are a run's (--workdir), a file's or a name (--weights). With --out=FILE.json the result is written there, and
@@ -15,6 +16,7 @@ import dataclasses
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from trm_jax.data import dataset
 from trm_jax.inference import command, engine, slots
 from trm_jax.inference.choice import BUDGET, ORDER, STOPS, choose
 from trm_jax.inference.settings import Settings
+from trm_jax.reports import xla_profile
 from trm_jax.runtime import arguments, distributed, files
 from trm_jax.runtime.errors import UserError, guarded
 from trm_jax.runtime.progress import say
@@ -198,6 +201,24 @@ def show_speed(r: dict[str, Any]) -> str:
             + table(["batch", "cycles/s", "puzzle cycles/s", "products"], rows, left=()))
 
 
+# The engine.
+
+
+def engine_profile(subject: Contestant, settings: Settings, folder: Path) -> dict[str, Any]:
+    """The engine at work on all puzzles, for a second time, traced into the folder."""
+    first = subject.solve(settings)
+    flops = first.slot_cycles * subject.export.model.test_cycles * subject.export.model.calls_flops(subject.L + 1)
+    made = xla_profile.profile(lambda: subject.solve(settings), folder, flops, steps=1, warm=0)
+    xla_profile.keep(made, folder)
+    return {"batch_size": settings.batch_size, "cycles": first.cycles, "slot_cycles": first.slot_cycles, **made}
+
+
+def show_engine(r: dict[str, Any]) -> str:
+    return (f"{r['examples']:,} puzzles of {r['dataset']}, {r['batch_size']} slots, {r['cycles']:,} cycles in "
+            f"{r['slot_cycles']:,} of slots; the device waits for the engine in {r['idle_share']:.2%} of the time\n"
+            + xla_profile.show(r))
+
+
 # Restarts against depth.
 
 
@@ -270,6 +291,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     s.add_argument("--batch_sizes", type=numbers, default=(1, 64, 512), help="(1,64,512)")
     s.add_argument("--seconds", type=arguments.number(above=True), default=2, help="of one of the five runs, about "
                    "(%(default)s)")
+    g = add("engine", "continuous batching under the profiler")
+    arguments.add_max_cycles(g, 64)
+    arguments.add_settle(g)
+    arguments.add_batch_size(g, 64, "slots")
+    g.add_argument("--profile", type=Path, metavar="DIR", help="keep the trace there, and what is told of it")
     p = add("spend", "tries against depth, at equal core calls")
     arguments.add_max_cycles(p, 256, "cycles for each puzzle")
     arguments.add_tries(p, (1, 2, 4, 8, 16), numbers, "answers per puzzle")
@@ -287,6 +313,10 @@ def _run(args: argparse.Namespace) -> None:
     if args.job == "batching":
         settings = Settings(max_cycles=args.max_cycles, settle=args.settle, batch_size=args.batch_size)
         result, show = batching(subject, settings, args.fixed_batch, args.out), show_batching
+    elif args.job == "engine":
+        settings = Settings(max_cycles=args.max_cycles, settle=args.settle, batch_size=args.batch_size)
+        with tempfile.TemporaryDirectory() as folder:
+            result, show = engine_profile(subject, settings, args.profile or Path(folder)), show_engine
     elif args.job == "speed":
         result, show = speed(subject, args.batch_sizes, args.seconds), show_speed
     else:
