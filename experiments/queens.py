@@ -1,7 +1,7 @@
 """RSM (arXiv:2603.15641) on N-queens completion: 6 of 12 queens stand on the board. Ours; there is no published figure.
 
 A quarter of these puzzles have several right answers. The label is the first of them, row by row; `exact` counts
-answers that are the label, `verified` all that are right.
+answers that are the label, `valid` all that are right.
 
 Variants (--config=experiments/queens.py:NAME)
 

@@ -111,7 +111,7 @@ def test_adapting_beats_answering_without(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(FOLDER / "seen.safetensors", tmp_path)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam: 0.9 ** count
-        assert main.adapt(["--weights=seen.safetensors", f"--tasks={UNSEEN}", "--steps=300"]) == 0
+        assert main.adapt(["--weights=seen.safetensors", f"--tasks={UNSEEN}", "--steps=150"]) == 0
     before, after = (json.loads(pathlib.Path(f"runs/adapt-unseen/eval/step_{step}.json").read_text())["figures"][-1]
-                     for step in (0, 300))
+                     for step in (0, 150))
     assert after["pass@2"] > before["pass@2"] and after["exact_accuracy"] > before["exact_accuracy"]

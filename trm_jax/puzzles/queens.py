@@ -69,7 +69,7 @@ class Queens(Domain):
     name = "queens"
     vocab_size = 3  # pyright: ignore[reportAssignmentType]
     symbols = dict.fromkeys(".0_", FREE) | dict.fromkeys("Qq1\u2655\u265b", QUEEN)  # pyright: ignore
-    verified_as = "verified"
+    verified_as = "valid"
     best_metric = "verified"  # an answer need not be the label
     broken = {"complete": "has not one queen in every row", "clues": "does not keep the queens of the question",
               "rules": "has queens that attack each other"}
