@@ -54,6 +54,8 @@ COMMANDS = {
     "data arc": (["--json_dir=none", "--subsets=a", "--test_subset=a", "--out={out}"], ["seed", "num_aug"],
                  ["json_dir", "subsets", "test_subset", "out", "prefix"]),
     "data bench": (["--data=none"], ["batch_size", "seconds", "puzzle"], ["data"]),
+    "adapt": (["--weights=none", "--tasks=none"], ["steps", "seconds", "num_aug"], ["weights", "tasks", "config"]),
+    "weights push": (["a/b", "--weights=none"], ["dtype"], ["weights", "workdir"]),
     "weights": (["--workdir=none", "--out={out}"], ["dtype"], ["workdir", "weights", "out"]),
     "published show": (["none"], ["num_heads", "H_cycles", "L_cycles", "puzzle_emb_len", "seq_len"], []),
     "published import": (["none", "--out={out}"], ["num_heads", "H_cycles", "seq_len", "dtype"], ["out", "config"]),
