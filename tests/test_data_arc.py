@@ -398,3 +398,12 @@ def test_tasks_without_outputs_are_refused_or_told_so(tmp_path, tasks):
     (tmp_path / "mine" / "b.json").write_text(json.dumps(raw | {"id": "a"}))
     with pytest.raises(DatasetError, match="has task 'a' twice"):
         build.read_subsets(tmp_path, ["mine"], "mine", test_solved=False)
+
+
+def test_lines_of_barc(tmp_path):
+    """Examples alone: the last one is the test."""
+    pairs = [[[[i, 1]], [[1, i]]] for i in range(4)]
+    (tmp_path / "barc.jsonl").write_text(json.dumps({"examples": pairs, "source": "x"}) + "\n")
+    [task] = build.read_task_files([tmp_path / "barc.jsonl"], "barc")
+    assert len(task.train) == 3 and task.name == "line 1"
+    assert [(a.tolist(), b.tolist()) for a, b in task.test] == [tuple(pairs[-1])]

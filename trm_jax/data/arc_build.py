@@ -5,7 +5,8 @@ DIR/PREFIX_SUBSET_solutions.json: task ID -> outputs of its test inputs, in thei
 its labels are then ignored everywhere and it has no score, only a submission.) Or, as ARC-AGI-1 and 2, ConceptARC and
 Mini-ARC are published, a folder DIR/SUBSET with a file for every task, or DIR/SUBSET.jsonl with a line for each:
 {"train": ..., "test": ...} with the outputs inside, and maybe an "id" or "task_id"; without, it is the file's name. Or
-DIR/SUBSET.json, which is such a task, or has them by their IDs.
+DIR/SUBSET.json, which is such a task, or has them by their IDs. {"examples": [[input, output], ...]}, as BARC has
+them, is a task whose last example is its test.
 
 A task and its symmetries, each a puzzle with an identifier of its own, are a group. Training examples are the
 demonstrations of every task, and the test pairs too but for tasks of the test subset, whose test pairs are the test
@@ -149,9 +150,10 @@ def read_task_files(files: Sequence[pathlib.Path], subset: str, solved: bool = T
                         raise DatasetError(f"{file}, line {number}: cannot be read as JSON ({error})") from None
         else:
             whole = _read_object(file)
-            found = [(str(file), file.stem, whole)] if "train" in whole or "test" in whole else [
+            found = [(str(file), file.stem, whole)] if {"train", "test", "examples"} & whole.keys() else [
                 (f"{file}: task {name}", name, task) for name, task in whole.items()]
         for where, name, task in found:
+            task = arc.of_examples(task)
             given = (task.get("id") or task.get("task_id")) if isinstance(task, dict) else None
             name = given if isinstance(given, str) else name
             outputs = None

@@ -21,7 +21,7 @@ import numpy as np
 from trm_jax import puzzles
 from trm_jax.inference.kinds import other_kind
 from trm_jax.inference.solver import SolveError
-from trm_jax.puzzles import PuzzleError
+from trm_jax.puzzles import PuzzleError, arc
 from trm_jax.puzzles.domain import PUZZLE_NAMES
 from trm_jax.puzzles.text import Columns, plain_lines
 
@@ -109,7 +109,7 @@ def _json(text: str) -> Any:
 def _of_json(value: Any, domain: puzzles.Domain, stem: str) -> Iterator[Request]:
     if isinstance(value, Mapping):
         value = _by_rows(value, domain)
-    elif domain.identifies_tasks and value and isinstance(value, list) and all(map(_pair, value)):
+    elif domain.identifies_tasks and value and isinstance(value, list) and all(map(arc.pair_of, value)):
         value = {"examples": value}
     if isinstance(value, Mapping):
         lists = [name for name in LIST_NAMES if isinstance(value.get(name), list)]
@@ -208,19 +208,9 @@ def _request(name: str, value: Any) -> Request:
     if isinstance(value, Mapping):
         name = str(next((value[key] for key in ID_NAMES if isinstance(value.get(key), (str, int))), name))
         value = value["row"] if isinstance(value.get("row"), Mapping) else value  # as the Hugging Face viewer has it
-        if isinstance(pairs := value.get("examples"), list) and pairs and all(map(_pair, pairs)):
-            *train, test = map(_pair, pairs)  # as BARC has tasks: without a word on which of them is to be answered
-            value = {**value, "train": train, "test": [test]}
+        value = arc.of_examples(value)
         if "test" in value or "train" in value:  # an ARC task
             return Request(name, {**value, "id": name})
         if not any(key in value for key in PUZZLE_NAMES):
             value = PuzzleError('has no "puzzle"')
     return Request(name, value)
-
-
-def _pair(value: Any) -> dict[str, Any] | None:
-    """An example of an ARC task, [input, output] or {"input": ..., "output": ...}; None where it is none."""
-    if isinstance(value, Mapping):
-        return dict(value) if "input" in value and "output" in value else None
-    return dict(zip(("input", "output"), value)) if isinstance(value, list) and len(value) == 2 and all(
-        isinstance(grid, list) and grid and isinstance(grid[0], list) for grid in value) else None

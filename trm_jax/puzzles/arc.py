@@ -50,6 +50,25 @@ def read_grid(value: Any) -> np.ndarray:
     return np.array(value, np.uint8)
 
 
+def of_examples(task: Any) -> Any:
+    """A task that has nothing but {"examples": [[input, output], ...]}, as BARC's lines, with its last example as the
+    one that is asked; all else as it is."""
+    examples = task.get("examples") if isinstance(task, Mapping) and not {"train", "test"} & task.keys() else None
+    pairs = [pair_of(example) for example in examples] if isinstance(examples, list) else []
+    if not pairs or None in pairs:
+        return task
+    return {**{name: value for name, value in task.items() if name != "examples"}, "train": pairs[:-1],
+            "test": pairs[-1:]}
+
+
+def pair_of(value: Any) -> dict[str, Any] | None:
+    """[input, output] or {"input": ..., "output": ...} as the latter; None where it is none."""
+    if isinstance(value, Mapping):
+        return dict(value) if "input" in value and "output" in value else None
+    return dict(zip(("input", "output"), value)) if isinstance(value, list) and len(value) == 2 and all(
+        isinstance(grid, list) and grid and isinstance(grid[0], list) for grid in value) else None
+
+
 def check_grid(grid) -> np.ndarray:
     """Any array of a grid as uint8; PuzzleError unless it is one."""
     grid = np.asarray(grid)
