@@ -463,8 +463,11 @@ def test_csv_as_people_have_it(files, pool):
             "kaggle.csv": ["quizzes,solutions", *(f"{q},{a}" for _, q, a, _ in rows)],
             "swapped.csv": ["Solution;Rating;PUZZLE", *(f"{a};7.4;{q}" for _, q, a, _ in rows)],
             "tabs.tsv": ["answer\tquestion", "", *(f"{a}\t{q.replace('.', '0')}" for _, q, a, _ in rows), "", ""],
-            "quoted.csv": ['"question","answer"', *(f'"{q}","{a}"' for _, q, a, _ in rows)]}.items():
-        (files / name).write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+            "quoted.csv": ['"question","answer"', *(f'"{q}","{a}"' for _, q, a, _ in rows)],
+            "comments.csv": ["", "# made by hand", "puzzle,solution", *(f"{q},{a}" for _, q, a, _ in rows)],
+            "unnamed.txt": [f"{q} {a} 7" for _, q, a, _ in rows], "utf16.csv": [f"{q};{a}" for _, q, a, _ in rows],
+            "words.csv": ["puzzle,solution,difficulty", *(f"{q},{a},hard" for _, q, a, _ in rows)]}.items():
+        (files / name).write_text("\ufeff" + "\r\n".join(lines), "utf-16-le" if name == "utf16.csv" else "utf-8")
         found = sources.read_csv(files / name, SUDOKU4, one_solution=False)[0]
         np.testing.assert_array_equal(found.inputs, plain.inputs)
         np.testing.assert_array_equal(found.labels, plain.labels)
@@ -476,6 +479,11 @@ def test_csv_without_answers_is_solved_where_there_is_one(tmp_path):
     texts = [SUDOKU4.decode(puzzle) for puzzle in made.inputs]
     (tmp_path / "p.csv").write_text("\n".join(["puzzle", *texts]))
     np.testing.assert_array_equal(sources.read_csv(tmp_path / "p.csv", SUDOKU4)[0].labels, made.labels)
+    rows = [f"{puzzle},{SUDOKU4.decode(label) if i % 3 else ''}"
+            for i, (puzzle, label) in enumerate(zip(texts, made.labels))]
+    for lines in (texts, ["puzzle,answer", *rows]):
+        (tmp_path / "p.csv").write_text("\n".join(lines))
+        np.testing.assert_array_equal(sources.read_csv(tmp_path / "p.csv", SUDOKU4)[0].labels, made.labels)
     for bad, message in (("1" + "." * 15, "line 22: the puzzle has several solutions"),
                          ("12...." + "34" + "." * 8, "line 22: the puzzle has no solution"),
                          ("11" + "." * 14, "line 22: the clues contradict each other: row 1 has two 1s")):

@@ -7,6 +7,7 @@ must be there. Without its answer it is solved, if the domain can and the soluti
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import gzip
@@ -213,7 +214,7 @@ def read_csv(path, domain, *, one_solution: bool = False) -> tuple[Examples, str
         tokens[ord(symbol)] = token
     inputs, labels, ratings, sources, names = [], [], [], [], {}
     try:
-        for piece, first_line, columns in _pieces(path, digest):
+        for piece, first_line, columns in _pieces(path, digest, domain.seq_len):
             rows = _parse(piece, first_line, path, domain, tokens, columns)
             inputs.append(rows.questions)
             labels.append(_solved(rows, domain, path) if rows.answers is None else rows.answers)
@@ -248,16 +249,27 @@ class _Hashing(io.RawIOBase):
         return count
 
 
-def _pieces(path: pathlib.Path, digest) -> Iterator[tuple[bytes, int, Columns]]:
-    """(bytes of whole lines, without the header and every one ended by a newline; number of the first; columns)."""
+def _pieces(path: pathlib.Path, digest, cells: int) -> Iterator[tuple[bytes, int, Columns]]:
+    """(bytes of whole lines in UTF-8, without the header and every one ended by a newline; number of the first;
+    columns). cells: of a puzzle, for files without a header."""
     with open(path, "rb") as raw, io.BufferedReader(_Hashing(raw, digest), 1 << 20) as hashed:
         packed = hashed.peek(2)[:2] == b"\x1f\x8b"
         with gzip.GzipFile(fileobj=hashed) if packed else hashed as stream:
-            header = stream.readline().decode("utf-8-sig", "replace").strip()
-            if (columns := Columns.of([header, "x" * 16])) is None:
-                raise DatasetError(f"{path}, line 1: the header is {header!r:.80}, which names no column for the "
+            if hashed.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                stream = codecs.EncodedFile(stream, "utf-8", "utf-16", "replace")
+            line, first = 1, stream.readline().removeprefix(codecs.BOM_UTF8)
+            while first and (not first.strip() or first.lstrip().startswith((b"#", b"//"))):
+                line, first = line + 1, stream.readline()
+            header = first.decode("utf-8", "replace").lstrip("\ufeff").strip()
+            piece = b""
+            if (columns := Columns.of([header, "x" * 16])) is not None:
+                line += 1
+            elif columns := Columns.unnamed(header, cells):
+                piece = header.encode() + b"\n"
+            else:
+                raise DatasetError(f"{path}, line {line}: the header is {header!r:.80}, which names no column for the "
                                    f"puzzle; write one such as {','.join(HEADER)}")
-            line, piece = 2, stream.read(PIECE_BYTES)
+            piece += stream.read(PIECE_BYTES)
             while piece:
                 piece = (piece + stream.readline()).replace(b"\r\n", b"\n").removesuffix(b"\n") + b"\n"
                 if piece.strip():
@@ -309,13 +321,19 @@ def _parse_slowly(piece: bytes, first_line: int, path, domain, columns: Columns)
             raise DatasetError(f"{where}has {len(row)} columns, must have {len(columns.names)}: "
                                f"{','.join(columns.names)}")
         for name, column, rows in (("question", columns.puzzle, questions), ("answer", columns.solution, answers)):
-            if column is not None:
+            if column is not None and not (name == "answer" and not row[column].strip()):
                 try:
                     rows.append(domain.encode(row[column]))
                 except puzzles.PuzzleError as error:
                     raise DatasetError(f"{where}{name}: {error}") from None
+        if len(answers) < len(questions) and columns.solution is not None:  # left empty: solved, as without a column
+            one = _Rows(questions[-1][None], None, np.zeros(1, np.int32), [""], np.array([number]))
+            answers.append(_solved(one, domain, path)[0])
         numbers.append(number)
-        ratings.append(_rating("0" if columns.rating is None else row[columns.rating], where))
+        rating = "0" if columns.rating is None else row[columns.rating]
+        if columns.rating is not None and columns.names[columns.rating] != "rating" and rating.strip().isalpha():
+            rating = "0"  # a difficulty in a word
+        ratings.append(_rating(rating if columns.delimiter == "," else rating.replace(",", "."), where))
         sources.append("" if columns.source is None else row[columns.source])
     if not questions:
         raise DatasetError(f"{path} holds no puzzles")

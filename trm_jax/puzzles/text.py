@@ -226,6 +226,17 @@ class Columns:
             return None
         return None
 
+    @classmethod
+    def unnamed(cls, line: str, cells: int) -> Columns | None:
+        """Of a table without a header, by its first line: the first words of so many cells are puzzle and solution."""
+        for delimiter in ",;\t| ":
+            words = [word.strip().strip("\"'") for word in line.split(delimiter)]
+            if found := [i for i, word in enumerate(words) if len(word) == cells]:
+                names = tuple({0: "puzzle", 1: "solution"}.get(found.index(i), "") if i in found else ""
+                              for i in range(len(words)))
+                return cls(delimiter, names, 0, found[0], found[1] if found[1:] else None, None, None, None)
+        return None
+
     def cells(self, line: str) -> list[str]:
         [row] = csv.reader([line], delimiter=self.delimiter, strict=True)
         return row
