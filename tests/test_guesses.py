@@ -103,7 +103,7 @@ def test_the_usual_settings_suit_the_weights():
 def test_watched_tries_are_those_that_solve_makes(bound, asked):
     """The plain one, then node by node with its guesses, up to the one that solve finds; each says why it failed."""
     solver, budget = Solver(bound, DOMAIN), {"vary": "guess", "seed": 0}
-    [answer] = solver.solve([asked[0][0]], tries=63, max_cycles=1, settle=0, **budget)
+    [answer] = solver.solve([asked[0][0]], tries=64, max_cycles=1, settle=0, **budget)
     watched = list(solver.traces(asked[0][0], 1, tries=64, **budget))
     assert [told.attempt for _, told in watched] == list(range(1, answer.attempt + 1)) and answer.verified
     assert watched[0][0].asked is None and watched[-1][1].verified and watched[-1][1].text == answer.text

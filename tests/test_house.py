@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "trm_jax"
 # Lowest first. A file may import from its own room and from those before it, also inside of its functions.
 FLOORS = ("runtime", "puzzles", "config", "data", "recursion", "models", "training", "weights", "inference",
-          "evaluation", "jobs", "reports", "main", "__main__", "__init__", "doors")
+          "evaluation", "jobs", "reports", "service", "main", "__main__", "__init__", "doors")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

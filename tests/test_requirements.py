@@ -39,7 +39,7 @@ def imported(folder: str) -> set[str]:
     return {canonical(owners.get(top, [top])[0]) for top in tops}
 
 
-@pytest.mark.parametrize("folder, also", [("trm_jax", ("plot", "torch")), ("experiments", ()),
+@pytest.mark.parametrize("folder, also", [("trm_jax", ("plot", "serve", "torch")), ("experiments", ()),
                                           ("tests", ("test", "plot", "torch"))])
 def test_what_is_imported_is_declared(declared, folder, also):
     known = {name for section in ("", *also) for name in declared[section]}

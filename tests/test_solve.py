@@ -140,6 +140,17 @@ def test_later_calls_compile_nothing():
     assert [program._cache_size() for program in programs] == sizes
 
 
+def test_after_a_warm_up_the_first_call_compiles_nothing(tmp_path):
+    weights_file.save(tmp_path / "w", tiny.export())
+    solver = Solver.load(tmp_path / "w")
+    solver.warm_up(2)
+    programs = slots.begin, slots.advanced
+    sizes = [program._cache_size() for program in programs]
+    solver.solve([text(3)], max_cycles=4, tries=1)
+    solver.solve([text(3), text(4)], max_cycles=4, tries=1)
+    assert [program._cache_size() for program in programs] == sizes
+
+
 @pytest.mark.parametrize("last, cycles", [
     (1, [1]), (2, [1, 2]), (5, [1, 2, 3, 4, 5]), (9, [1, 2, 3, 4, 6, 8, 9]), (16, [1, 2, 3, 4, 6, 8, 16])])
 def test_shown_cycles(last, cycles):

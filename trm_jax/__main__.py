@@ -8,6 +8,7 @@ train and evaluate
   adapt      weights to ARC tasks that they have not seen, and answer these
 answer and look
   solve      puzzles, with a run or with the weights that come with this package
+  serve      the same over HTTP, with a page to type puzzles into
   watch      how answers come about, as a page, GIF or PNG
   plot       accuracy over depth, or a puzzle as it fills in
   report     runs in a table, and checks on them
@@ -40,6 +41,7 @@ COMMANDS = {
     "train": "trm_jax.main:train", "evaluate": "trm_jax.main:evaluate", "describe": "trm_jax.main:describe",
     "adapt": "trm_jax.main:adapt",
     "pool": "trm_jax.main:pool", "solve": "trm_jax.inference.command:main", "watch": "trm_jax.reports.page:main",
+    "serve": "trm_jax.service.command:main",
     "plot": "trm_jax.reports.pictures:main", "report": "trm_jax.reports.report:main",
     "compare": "trm_jax.reports.compare:main", "scaling": "trm_jax.reports.scaling:main",
     "bench": "trm_jax.reports.bench:main", "data": "trm_jax.data.__main__:main",

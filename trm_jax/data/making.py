@@ -69,7 +69,8 @@ def _make_grids(data: Data, overwrite: bool, again: str, note: Callable[[str], N
     parts, files = {}, {}
     if m.source == "generate":
         counts = {name: n or usual for (name, n), usual in zip(counts.items(), domain.usual)}
-        parts = dict(zip(counts, sources.generate(domain, *counts.values(), seed=m.seed, **_generator(data, domain))))
+        how = generator_options(data, domain)
+        parts = dict(zip(counts, sources.generate(domain, *counts.values(), seed=m.seed, **how)))
     else:
         paths = _download(data, again, note) if m.source == "hub" else {"train": m.csv, "test": m.test_csv}
         for name, path in paths.items():
@@ -90,7 +91,7 @@ def _make_grids(data: Data, overwrite: bool, again: str, note: Callable[[str], N
     return f"{summary(data.path, splits)}\ntest puzzles whose solution grid is in train too: {shared}"
 
 
-def _generator(data: Data, domain: puzzles.Domain) -> dict[str, Any]:
+def generator_options(data: Data, domain: puzzles.Domain) -> dict[str, Any]:
     """What the domain's generator takes."""
     m = data.make
     if data.puzzle == "sudoku":

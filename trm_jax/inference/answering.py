@@ -52,6 +52,7 @@ def solve(bound: Bound, domain: Domain, inputs: np.ndarray, settings: Settings |
                          identifiers=identifiers, numbers=numbers, mesh=mesh, finished=tell, **rules)
     answers, cycles, slot_cycles = first.answers, first.cycles, first.slot_cycles
     search, jobs = GuessSearch(bound, domain), [first.jobs]
+    settings = dataclasses.replace(settings, tries=settings.tries - 1)
     end = begun + settings.max_seconds if settings.max_seconds else float("inf")
     open_puzzles = np.flatnonzero(first.begun & ~answers.verified)
     for done, puzzle in enumerate(open_puzzles.tolist(), n - len(open_puzzles) + 1):

@@ -6,6 +6,9 @@ that the cost of many puzzles follows their mean number of cycles, not the large
 have stopped or it is time to ask the verifier, never a cycle at a time; when the queue is empty, the jobs that are left
 move into smaller and smaller batches. A batch is a power of two, so that few programs are compiled.
 
+`serve` is the same engine with an open queue: puzzles come while others are at work, each with its own budget, and
+the batch grows and shrinks with their number.
+
 A job stops when its decoded answer has stood still for `settle` cycles, when the relative residual of its latents is
 under `tolerance`, when the verifier accepts its answer, or when its budget is spent; the verifier is asked between two
 calls of the device, so a job that it stops may have gone on for some cycles (see `Jobs.cycles` and `Jobs.since`).
@@ -36,13 +39,14 @@ from jax.sharding import Mesh
 from trm_jax.inference.choice import BUDGET, CANCELLED, CONVERGED, SETTLED, VERIFIED, Jobs, choose
 from trm_jax.inference.queue import Queue
 from trm_jax.inference.settings import InferenceError, Settings
-from trm_jax.inference.slots import LOGIT_WINDOW, Seen, Slots, advanced, begin, gather, refill
+from trm_jax.inference.slots import LOGIT_WINDOW, Seen, Slots, advanced, begin, gather, refill, sure
 from trm_jax.models.network import Bound
 from trm_jax.puzzles import Domain, Symmetry
 
 FIRST_CYCLES, MOST_CYCLES = 4, 64  # of one call of the device: grows while nothing stops
 REFILL_SHARE = 1 / 16  # return to the host once this share of slots is free
 MIN_CYCLES_TO_SHRINK = 512  # shrinking to half recompiles: only with so many cycles left
+OPEN_SECONDS = 0.2  # that one call of the device may take, about, where others may come meanwhile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,53 @@ def solve(bound: Bound, inputs: np.ndarray, settings: Settings | None = None, *,
     return run(report, finished)
 
 
+class Frame(NamedTuple):
+    """The answer of a try after a cycle."""
+
+    attempt: int
+    cycle: int
+    tokens: np.ndarray  # uint8 [S], as an answer to the puzzle itself
+    sure: np.ndarray  # float32 [S], probability of each
+    residual: float
+    asked: np.ndarray | None = None  # uint8 [S], the puzzle with the guesses of this try, where there are any
+
+
+class Arrival(NamedTuple):
+    """A puzzle that comes while others are at work on."""
+
+    inputs: np.ndarray  # uint8 [S]
+    tries: int
+    max_cycles: int  # of a try
+    finished: Callable[[Jobs], None]  # takes its answer, Jobs of one row; of none where time was up before its turn
+    until: Callable[[], float] = lambda: math.inf  # time.perf_counter() at which it is given up; asked ever again
+    watch: Callable[[Frame], None] | None = None  # takes every cycle of every try
+    number: int = 0  # noise and symmetries are drawn by it
+
+
+Source = Callable[[int, bool], "list[Arrival] | None"]
+
+
+def serve(bound: Bound, settings: Settings, source: Source, *, seq_len: int, places: int = 1024, least: int = 1,
+          verify: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+          draw_symmetry: Callable[[np.random.Generator, int], Symmetry] | None = None,
+          report: Callable[[int, int, int], None] | None = None) -> None:
+    """Answers the puzzles that a source brings, until it has no more.
+
+    Args:
+      settings: what all have in common; tries, max_cycles and the time are each puzzle's own. settings.tries > 1 where
+        any of them may have more than one try.
+      source: (how many may come, is nothing at work) -> puzzles, or None: no more will come. It is asked between two
+        calls of the device; where nothing is at work it may take its time.
+      places: puzzles that are waiting or at work, at most.
+      least: slots that are kept even for one puzzle, for its further tries: 1 suits a processor core, to which every
+        slot is more work.
+      report: takes (puzzles waiting or at work, slots at work, slots) now and then.
+    """
+    run = _Run(bound, np.ones((places, seq_len), np.uint8), settings, verify, draw_symmetry, None, None, None,
+               is_open=True)
+    run.serve(source, least, report)
+
+
 class _AtWork(NamedTuple):
     """What the host knows of B slots."""
 
@@ -105,11 +156,19 @@ class _AtWork(NamedTuple):
     def take(self, rows: np.ndarray) -> _AtWork:
         return _AtWork(*(array[rows] for array in self))
 
+    def resized(self, size: int) -> tuple[_AtWork, np.ndarray]:
+        """(those at work and as many others as make `size`, the slots [size] they were)."""
+        rows = np.resize(np.concatenate([np.flatnonzero(self.alive), np.flatnonzero(~self.alive)]), size)
+        taken = self.take(rows)
+        taken.alive[self.alive.sum():] = False
+        taken.puzzle[~taken.alive] = -1
+        return taken, rows
+
 
 class _Run:
     """One call of `solve`."""
 
-    def __init__(self, bound, inputs, settings, verify, draw_symmetry, identifiers, numbers, mesh):
+    def __init__(self, bound, inputs, settings, verify, draw_symmetry, identifiers, numbers, mesh, is_open=False):
         if settings.tries > 1 and settings.vary == "symmetry" and draw_symmetry is None:
             raise InferenceError("vary = 'symmetry': this puzzle has no symmetries to draw; vary start or cycle")
         if settings.tries > 1 and settings.vary == "draw" and not bound.model.draws:
@@ -121,13 +180,14 @@ class _Run:
         rows = np.zeros(len(inputs)) if identifiers is None else identifiers
         self._identifiers = np.asarray(rows, np.int32)
         self._numbers = np.arange(len(inputs)) if numbers is None else np.asarray(numbers)
-        self._queue = Queue(len(inputs), settings, bound.core_calls)
+        self._queue = Queue(len(inputs), settings, bound.core_calls, is_open)
         self._noisy = settings.vary if settings.tries > 1 and settings.vary in ("start", "cycle") else ""
         self._base = jax.random.key(settings.seed)
         self._stopped: list[Jobs] = []
         self._untold: dict[int, list[Jobs]] = collections.defaultdict(list)  # of puzzles that are not over
         self._solved = np.zeros(len(inputs), bool)
         self._cycles = self._slot_cycles = 0
+        self._guests: dict[int, Arrival] = {}  # of an open queue, by place
 
     def __call__(self, report, finished) -> Results:
         s, begun = self._settings, time.perf_counter()
@@ -144,13 +204,11 @@ class _Run:
             running = int(alive.sum())
             cycles = FIRST_CYCLES if refilled else min(2 * cycles, MOST_CYCLES)
             free = math.ceil(REFILL_SHARE * len(alive)) if self._queue else running
-            on_device, seen = advanced(self._bound, on_device, alive, np.int32(cycles),
-                                       np.int32(max(0, running - free)), np.int32(s.settle), np.float32(s.tolerance),
-                                       self._noisy == "cycle")
-            seen = Seen(*map(np.asarray, jax.device_get(seen)))
-            self._count(seen)
+            on_device, seen = self._advance(on_device, cycles, running - free)
             late = bool(s.max_seconds) and time.perf_counter() - begun >= s.max_seconds
-            stopped = self._collect(seen, late)
+            stopped = self._collect(seen, np.full(len(alive), late))
+            if stopped is not None:
+                self._stopped.append(stopped)
             if finished is not None and stopped is not None:
                 self._tell(stopped, finished)
             if report is not None:
@@ -159,7 +217,84 @@ class _Run:
                 break
         return self._results(time.perf_counter() - begun)
 
+    def serve(self, source: Source, least: int, report) -> None:
+        """See the function of this name."""
+        s = self._settings
+        self._slots = _AtWork.free(least, self._inputs.shape[1])
+        places, cycles, on_device, pace = list(range(len(self._inputs))), FIRST_CYCLES, None, 0.0
+        arrivals: list[Arrival] | None = []
+        while arrivals is not None or self._guests:
+            arrivals = source(len(places), not self._guests) if arrivals is not None else None
+            for guest in arrivals or ():
+                self._seat(places.pop(), guest)
+            late = [place for place, guest in self._guests.items() if guest.until() <= time.perf_counter()]
+            for place in late:
+                self._queue.drop(place)
+            on_device = self._sized(on_device, max(least, min(bucket(len(self._guests)), s.batch_size)))
+            on_device, refilled = self._fill(on_device)
+            w = self._slots
+            if w.alive.any():
+                running = int(w.alive.sum())
+                free = math.ceil(REFILL_SHARE * len(w.alive)) if self._queue else running
+                watched = [b for b in np.flatnonzero(w.alive) if self._guests[w.puzzle[b]].watch is not None]
+                cycles = 1 if watched else FIRST_CYCLES if refilled else min(2 * cycles, MOST_CYCLES)
+                cycles = max(1, min(cycles, int(OPEN_SECONDS / (pace * len(w.alive))) if pace else 1))
+                begun, before = time.perf_counter(), self._slot_cycles
+                on_device, seen = self._advance(on_device, cycles, running - free)
+                pace = (time.perf_counter() - begun) / max(1, self._slot_cycles - before)
+                if watched:
+                    self._show(watched, seen, np.asarray(sure(self._bound, on_device)))
+                stopped = self._collect(seen, w.alive & np.isin(w.puzzle, late))
+                for i in range(0 if stopped is None else len(stopped.puzzle)):
+                    self._untold[int(stopped.puzzle[i])].append(stopped.take(slice(i, i + 1)))
+            places += self._let_go()
+            if report is not None:
+                report(len(self._guests), int(self._slots.alive.sum()), len(self._slots.alive))
+
+    # Puzzles of an open queue.
+
+    def _seat(self, place: int, guest: Arrival) -> None:
+        self._guests[place] = guest
+        self._inputs[place], self._numbers[place], self._solved[place] = guest.inputs, guest.number, False
+        self._queue.add(place, guest.tries, guest.max_cycles)
+
+    def _let_go(self) -> list[int]:
+        """Hands out the answers of puzzles for which nothing more is done; the places that they had."""
+        over = [place for place in self._guests if self._queue.is_over(place)]
+        for place in over:
+            jobs = Jobs.joined(self._untold.pop(place, []), self._inputs.shape[1])
+            chosen = choose(jobs, place + 1, self._settings.choose)[place:]
+            self._guests.pop(place).finished(jobs.take(chosen[chosen >= 0]))
+        return over
+
+    def _show(self, slots: list[int], seen: Seen, certain: np.ndarray) -> None:
+        w = self._slots
+        for b in slots:
+            undo, tokens, p = w.undo[b], seen.answer[b], certain[b]
+            if undo is not None:
+                tokens, p = undo.apply(tokens[None])[0], p[undo.cells[0].astype(np.intp)]
+            watch = self._guests[w.puzzle[b]].watch
+            assert watch is not None
+            watch(Frame(int(w.attempt[b]), int(seen.done[b]), tokens, p, float(seen.residual[b])))
+
+    def _sized(self, on_device: Slots | None, size: int) -> Slots | None:
+        """The batch of another size, by steps of two, so that few programs are compiled; never less than is at work."""
+        size = max(size, bucket(int(self._slots.alive.sum())))
+        while (B := len(self._slots.alive)) != size:
+            self._slots, rows = self._slots.resized(2 * B if B < size else B // 2)
+            on_device = None if on_device is None else gather(on_device, rows.astype(np.int32), self._mesh)
+        return on_device
+
     # Slots.
+
+    def _advance(self, on_device: Any, cycles: int, enough: int) -> tuple[Slots, Seen]:
+        s = self._settings
+        on_device, seen = advanced(self._bound, on_device, self._slots.alive, np.int32(cycles),
+                                   np.int32(max(0, enough)), np.int32(s.settle), np.float32(s.tolerance),
+                                   self._noisy == "cycle")
+        seen = Seen(*map(np.asarray, jax.device_get(seen)))
+        self._count(seen)
+        return on_device, seen
 
     def _batch(self, n: int) -> int:
         """Size of a batch for n jobs: on each device a power of two."""
@@ -207,9 +342,7 @@ class _Run:
         return small if 4 * small <= B or left >= MIN_CYCLES_TO_SHRINK else None
 
     def _shrink(self, on_device: Slots, size: int) -> Slots:
-        alive = self._slots.alive
-        rows = np.concatenate([np.flatnonzero(alive), np.flatnonzero(~alive)])[:size]
-        self._slots = self._slots.take(rows)
+        self._slots, rows = self._slots.resized(size)
         return gather(on_device, rows.astype(np.int32), self._mesh)
 
     # Jobs.
@@ -222,8 +355,8 @@ class _Run:
         np.copyto(w.done, seen.done, where=w.alive)
 
     @functools.partial(jax.profiler.annotate_function, name="host: collect")
-    def _collect(self, seen: Seen, late: bool) -> Jobs | None:
-        """Takes the answers of jobs that have stopped, or must."""
+    def _collect(self, seen: Seen, late: np.ndarray) -> Jobs | None:
+        """Takes the answers of jobs that have stopped, or must because they are late, bool [B]."""
         s, w = self._settings, self._slots
         since = seen.done - seen.unchanged
         verified = self._ask(seen, since)
@@ -240,7 +373,6 @@ class _Run:
                            for b in rows])
         stopped = Jobs(w.puzzle[rows], w.attempt[rows], tokens, verified[rows], stop[rows], seen.done[rows],
                        since[rows], seen.residual[rows], seen.q_halt[rows], seen.logit_change[rows])
-        self._stopped.append(stopped)
         for b in rows:
             self._queue.give_back(int(w.puzzle[b]), int(w.limit[b] - seen.done[b]))
         for puzzle in w.puzzle[verified]:

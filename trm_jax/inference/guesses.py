@@ -88,6 +88,11 @@ class GuessSearch:
         units = np.array(domain.units)  # [K, S]
         self._peers = (units[:, :, None] == units[:, None, :]).any(0) & ~np.eye(domain.seq_len, dtype=bool)
 
+    def warm_up(self) -> None:
+        """Compiles what any search runs."""
+        for slots in (1 << k for k in range(WIDTH.bit_length())):
+            _think(self._bound, np.ones((slots, self._domain.seq_len), np.int32), np.int32(1))
+
     def __call__(self, inputs: np.ndarray, settings: Settings, until: float = float("inf")) -> Found:
         """The answer to inputs [S]; arguments as those of `thoughts`."""
         nodes = slot_cycles = 0

@@ -12,17 +12,31 @@ from trm_jax.inference.settings import Settings
 class Queue:
     """Jobs to be begun: the plain try of every puzzle, then try by try; knows what each puzzle may still spend.
 
-    It holds puzzles, not jobs: a billion tries take no more memory than one.
+    It holds puzzles, not jobs: a billion tries take no more memory than one. It has n places: full from the start, or
+    of an open queue all free, and `add` fills one that is.
     """
 
-    def __init__(self, n: int, settings: Settings, calls_per_cycle: int):
-        self._puzzles = deque(range(n))  # in the order of their next tries
+    def __init__(self, n: int, settings: Settings, calls_per_cycle: int, is_open: bool = False):
+        self._puzzles = deque(() if is_open else range(n))  # in the order of their next tries
+        self._listed = np.full(n, not is_open)  # which of them are there; some may have been dropped
         self._waiting: set[int] = set()  # for what a job at work may leave of the puzzle's budget
-        self._tries, self._most = settings.tries, settings.max_cycles
-        self._left = np.full(n, settings.max_calls // calls_per_cycle if settings.max_calls else np.iinfo(np.int64).max)
+        self._budget = settings.max_calls // calls_per_cycle if settings.max_calls else np.iinfo(np.int64).max
+        self._left = np.full(n, self._budget)
+        self._tries, self._most = np.full(n, settings.tries), np.full(n, settings.max_cycles)
         self._begun = np.zeros(n, int)  # tries
         self._busy = np.zeros(n, int)  # jobs at work
-        self._to_do = np.full(n, settings.tries)  # jobs that have not stopped, nor will never be begun
+        self._to_do = np.full(n, 0 if is_open else settings.tries)  # jobs that have not stopped, nor will never begin
+
+    def add(self, puzzle: int, tries: int, max_cycles: int) -> None:
+        """Puts a puzzle into a place for which `is_over` holds."""
+        self._left[puzzle], self._tries[puzzle], self._most[puzzle] = self._budget, tries, max_cycles
+        self._begun[puzzle], self._to_do[puzzle] = 0, tries
+        self._list(puzzle)
+
+    def _list(self, puzzle: int) -> None:
+        if not self._listed[puzzle]:
+            self._puzzles.append(puzzle)
+            self._listed[puzzle] = True
 
     def __bool__(self) -> bool:
         """Whether there may be another job."""
@@ -32,9 +46,10 @@ class Queue:
         """(puzzle, try counted from 0, cycles it may do), or None."""
         while self._puzzles:
             puzzle = self._puzzles.popleft()
+            self._listed[puzzle] = False
             if not self._to_do[puzzle]:
                 continue
-            limit = int(min(self._most, self._left[puzzle]))
+            limit = int(min(self._most[puzzle], self._left[puzzle]))
             if limit < 1:
                 if self._busy[puzzle]:
                     self._waiting.add(puzzle)
@@ -45,8 +60,8 @@ class Queue:
             self._left[puzzle] -= limit
             self._busy[puzzle] += 1
             self._begun[puzzle] += 1
-            if attempt + 1 < self._tries:
-                self._puzzles.append(puzzle)
+            if attempt + 1 < self._tries[puzzle]:
+                self._list(puzzle)
             return puzzle, attempt, limit
         return None
 
@@ -58,6 +73,7 @@ class Queue:
         if puzzle in self._waiting:
             self._waiting.remove(puzzle)
             self._puzzles.appendleft(puzzle)
+            self._listed[puzzle] = True
 
     def drop(self, puzzle: int) -> None:
         """Begins nothing more for this puzzle."""

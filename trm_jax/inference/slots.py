@@ -144,3 +144,9 @@ def advanced(bound: Bound, slots: Slots, alive, cycles, enough, settle, toleranc
     w = slots.watched
     return slots, Seen(w.answer, w.unchanged, w.done, w.residual, bound.q_halt(w.latents.y), slots.running,
                        jnp.mean(slots.changes, axis=1) if slots.changes.shape[1] else jnp.zeros_like(w.residual))
+
+
+@jax.jit
+def sure(bound: Bound, slots: Slots) -> Array:
+    """float32 [B, S]: the probability of each token of the answers."""
+    return bound.confidence(slots.watched.latents.y)

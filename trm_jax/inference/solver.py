@@ -164,21 +164,44 @@ class Solver:
         Solver._process = Solver._process or os.getpid()
         self.domain, self._bound, self._mesh = domain, bound, None
 
+    @property
+    def bound(self) -> Bound:
+        """The model with its weights and L."""
+        return self._bound
+
     def use_all_devices(self) -> None:
         """Answers with all devices of this process from now on, not one."""
         self._mesh = distributed.data_mesh(jax.local_devices())
         self._bound = jax.device_put(self._bound, distributed.replicated(self._mesh))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Solver:
+    def load(cls, path: str | os.PathLike[str], *, compilation_cache: str = "", warm_up: bool = False) -> Solver:
         """From a run's folder, a weights file, the name of weights that come with this package, or a model on the
         Hugging Face hub: "hf://OWNER/NAME", also with @REVISION.
 
         For ARC it is an arc_solver.ArcSolver. Raises WeightsError, HubError, CheckpointError, DatasetError or
         ConfigError, and SolveError in a forked process.
+
+        Args:
+          compilation_cache: folder that keeps compiled programs between processes; "": none.
+          warm_up: compile now what `solve` needs for up to 64 puzzles, so that the first call takes no longer than
+            later ones.
         """
         _refuse_fork(Solver._process)
-        return Solver.of(weights_file.read(path))
+        distributed.enable_compilation_cache(compilation_cache)
+        solver = Solver.of(weights_file.read(path))
+        if warm_up:
+            solver.warm_up()
+        return solver
+
+    def warm_up(self, most: int = 64) -> None:
+        """Compiles what `solve` needs for batches of 1, 2, 4, ... `most` puzzles."""
+        tries = min(2, self.usual["tries"])
+        for n in (1 << k for k in range(most.bit_length())):
+            answering.solve(self._bound, self.domain, np.ones((n, self.domain.seq_len), np.uint8), mesh=self._mesh,
+                            settings=Settings(vary=self.usual["vary"], tries=tries, max_cycles=2, guess_cycles=1))
+        if can_guess(self._bound, self.domain):
+            GuessSearch(self._bound, self.domain).warm_up()
 
     @staticmethod
     def of(export: weights_file.Export) -> Solver:

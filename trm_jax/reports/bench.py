@@ -2,6 +2,7 @@
 
     python -m trm_jax bench step --config=experiments/rsm_sudoku.py:quick      a training step, variants of it in turns
     python -m trm_jax bench inference speed                                    cycles per second, batching, tries
+    python -m trm_jax bench serve                                              requests per second, and the waiting
     python -m trm_jax bench suite --against=COMMIT                             a fixed list, against another commit
     python -m trm_jax bench peaks                                              what the machine can do at most
     python -m trm_jax bench peers --config=rsm_sudoku --code=CLONE             beside the published PyTorch code
@@ -15,8 +16,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-JOBS = {"step": "bench_step", "inference": "bench_inference", "suite": "bench_suite",
-        "peaks": "bench_peaks", "peers": "bench_peers"}
+JOBS = {"step": "bench_step", "inference": "bench_inference", "serve": "bench_serve",
+        "suite": "bench_suite", "peaks": "bench_peaks", "peers": "bench_peers"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
