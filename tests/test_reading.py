@@ -33,6 +33,7 @@ SS = """*-----------*
 SS_CELLS = "1.....7...2....5..6..38.....78.........6.9.........14.....25..9..3....6...4.....2"
 MAZE = puzzles.get("maze", rows=6, cols=6)
 MAZE_ROWS = ["#     ", "  ##G#", " #  ##", " ### #", "   S  ", "   # #"]
+ANY_MAZE = puzzles.get("maze", rows=12, cols=12, smallest=5)
 QUESTION = MAZE.encode("".join(MAZE_ROWS))
 
 
@@ -180,6 +181,7 @@ def test_hexadoku_that_is_ambiguous_is_refused(text, message):
     {"grid": [[int(c == "#") for c in row] for row in MAZE_ROWS], "start": (4, 3), "end": (1, 4)}])
 def test_one_maze_however_it_is_written(value):
     np.testing.assert_array_equal(MAZE.encode_value(value), QUESTION)
+    assert cells(ANY_MAZE, value) == "".join(MAZE_ROWS), "where the size is not known too"
     if isinstance(value, str):
         both = read_requests(f"{value}\n\n{value}\n", MAZE)
         assert [cells(MAZE, request.puzzle) for request in both] == ["".join(MAZE_ROWS)] * 2
@@ -190,7 +192,7 @@ def test_one_maze_however_it_is_written(value):
     "\n".join(f'"{row}",' for row in MAZE_ROWS), f"maze = {MAZE_ROWS}",
     "maze = [\n" + "".join(f"  {list(row)},\n" for row in MAZE_ROWS) + "]"])
 def test_what_is_around_a_maze(text):
-    assert read(MAZE, text) == ["".join(MAZE_ROWS)]
+    assert read(MAZE, text) == read(ANY_MAZE, text) == ["".join(MAZE_ROWS)]
 
 
 def test_maze_files():

@@ -30,13 +30,18 @@ def rows_of(text: str, columns: int) -> list[str]:
     """
     lines = plain_lines(text.strip("\r\n"))
     lines = lines[0].split("/") if len(lines) == 1 else lines
-    framed = [line.strip() for line in lines]
-    if len(framed) > 2 and all(line and set(line) <= _CORNERS | _LEVEL for line in (framed[0], framed[-1])):
-        lines = [line.strip(_UPRIGHT) for line in framed[1:-1]]
+    lines = _unframed(lines)
     for single in (_doubled, _separated):
         rows = [single(line) for line in lines]
         if len(lines) > 1 and all(row is not None and len(row) == columns for row in rows):
             return [row for row in rows if row is not None]
+    return lines
+
+
+def _unframed(lines: list[str]) -> list[str]:
+    framed = [line.strip() for line in lines]
+    if len(framed) > 2 and all(line and set(line) <= _CORNERS | _LEVEL for line in (framed[0], framed[-1])):
+        return [line.strip(_UPRIGHT) for line in framed[1:-1]]
     return lines
 
 
@@ -117,11 +122,13 @@ def list_rows(rows: Any) -> list[str]:
 
 def sizes(lines: list[str]) -> list[tuple[int, int]]:
     """Rows and columns that a maze in these lines may have, the likeliest first."""
+    lines = _unframed(lines)
     high, wide = len(lines), len(lines[0]) if lines else 0
     if high == 1:
         side = math.isqrt(wide)
         return [(side, side)] if side * side == wide else []
-    return [(high, wide), (high, wide // 2), (high, wide // 2 + 1), (high - 2, wide // 2 - 1)]
+    single = [[one(line) for line in lines] for one in (_doubled, _separated)]
+    return [*((high, len(rows[0])) for rows in single if rows and None not in rows), (high, wide)]
 
 
 def split_any(text: str) -> list[Piece]:
@@ -130,6 +137,7 @@ def split_any(text: str) -> list[Piece]:
     begun: list[tuple[int, str]] = []
     lines = [*plain_lines(text), "", ""]
     for number, line in enumerate(lines[:-1], 1):
+        line = "" if _is_talk(line) else line
         whole = sum(map(line.count, "Ss")) == 1 and ("/" in line or len(sizes([line])) == 1 and len(line) > 15) and any(
             line.count(goal) == 1 for goal in "GgEeXx")
         beside = begun[-1][1] if begun else lines[number]
