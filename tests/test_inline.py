@@ -17,7 +17,7 @@ def trace_of(tokens) -> Trace:
     return Trace(blanked(3), tokens, np.ones(tokens.shape, np.float32), np.ones(len(tokens)), None, DOMAIN)
 
 
-def texts(group: ET.Element) -> list[str]:
+def texts(group: ET.Element) -> list[str | None]:
     return [text.text for text in group.iter(f"{NS}text")]
 
 

@@ -128,7 +128,7 @@ def sizes(lines: list[str]) -> list[tuple[int, int]]:
         side = math.isqrt(wide)
         return [(side, side)] if side * side == wide else []
     single = [[one(line) for line in lines] for one in (_doubled, _separated)]
-    return [*((high, len(rows[0])) for rows in single if rows and None not in rows), (high, wide)]
+    return [*((high, len(rows[0] or "")) for rows in single if rows and None not in rows), (high, wide)]
 
 
 def split_any(text: str) -> list[Piece]:
