@@ -39,6 +39,23 @@ def rounds(precision: str, dtype) -> bool:
     return precision == "bfloat16" or dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
 
 
+def joint(h, gate_up, down):
+    """down(silu(gate) * up) of rows h [R, width]. One product for gate and up, and so for their gradients."""
+    m = down.shape[0]
+    both = h @ gate_up
+    return (nn.silu(both[:, :m]) * both[:, m:]) @ down
+
+
+@jax.custom_jvp
+def split(h, gate_up, down):
+    """The same bits, a tenth sooner on a CPU, which copies the halves of a product; differentiated it is `joint`."""
+    m = down.shape[0]
+    return (nn.silu(h @ gate_up[:, :m]) * (h @ gate_up[:, m:])) @ down
+
+
+split.defjvp(lambda primals, tangents: jax.jvp(joint, primals, tangents))
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate) * up) along one axis of a state [T, B, D]: 0 mixes tokens, 2 mixes features."""
 
@@ -61,8 +78,8 @@ class SwiGLU(nn.Module):
             both = gate_up.T @ h.reshape(width, -1)  # [2m, B*D]
             out = down.T @ (nn.silu(both[:m]) * both[m:])
         else:
-            both = h.reshape(-1, width) @ gate_up  # [T*B, 2m]
-            out = (nn.silu(both[:, :m]) * both[:, m:]) @ down
+            of_rows: Any = split if jax.default_backend() == "cpu" else joint
+            out = of_rows(h.reshape(-1, width), gate_up, down)
         return out.reshape(h.shape)
 
 

@@ -5,7 +5,8 @@
     python -m trm_jax bench serve                                              requests per second, and the waiting
     python -m trm_jax bench suite --against=COMMIT                             a fixed list, against another commit
     python -m trm_jax bench peaks                                              what the machine can do at most
-    python -m trm_jax bench peers --config=rsm_sudoku --code=CLONE             beside the published PyTorch code
+    python -m trm_jax bench peers --rsm=CLONE --trm=CLONE                      beside the published PyTorch code
+    python -m trm_jax bench roofline --config=rsm_sudoku                       what a step must do on a GPU, without one
 
 `python -m trm_jax bench JOB --help` says what each can do.
 """
@@ -16,8 +17,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-JOBS = {"step": "bench_step", "inference": "bench_inference", "serve": "bench_serve",
-        "suite": "bench_suite", "peaks": "bench_peaks", "peers": "bench_peers"}
+JOBS = {"step": "bench_step", "inference": "bench_inference", "serve": "bench_serve", "suite": "bench_suite",
+        "peaks": "bench_peaks", "peers": "bench_peers", "roofline": "bench_roofline"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

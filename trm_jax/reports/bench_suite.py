@@ -31,6 +31,7 @@ from trm_jax.runtime.progress import say
 from trm_jax.runtime.text import table
 
 PUZZLE = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4.."
+WEIGHTS = "--weights=rsm-sudoku-quick"  # commits differ in which ones they take by themselves
 FLOAT32 = ("--set", "arch.forward_dtype=float32")
 
 
@@ -52,8 +53,8 @@ def _step(name: str, config: str, *more: str) -> Measurement:
 
 
 def _cycle(batch: int) -> Measurement:
-    words = ("trm_jax.bench_inference", "speed", f"--batch_sizes={batch}", "--seconds=0.5", "--data={data}",
-             "--out={data}/speed.json")
+    words = ("trm_jax.bench_inference", "speed", f"--batch_sizes={batch}", "--seconds=0.5", WEIGHTS,
+             "--data={data}", "--out={data}/speed.json")
     return Measurement(f"cycle of {batch} puzzles", words, "speed")
 
 
@@ -66,8 +67,9 @@ SUITE = (
     _cycle(1), _cycle(64), _cycle(512),
     Measurement("a puzzle from the pipeline", ("trm_jax.data", "bench", "--path", "{data}", "--batch", "512",
                                                "--seconds", "2"), "pipeline"),
-    Measurement("solve, cold", ("trm_jax.solve", PUZZLE, "--max_steps=16", "--compilation_cache="), "wall"),
-    Measurement("solve, warm", ("trm_jax.solve", PUZZLE, "--max_steps=16", "--compilation_cache={cache}"), "wall"),
+    Measurement("solve, cold", ("trm_jax.solve", PUZZLE, WEIGHTS, "--max_steps=16", "--compilation_cache="), "wall"),
+    Measurement("solve, warm", ("trm_jax.solve", PUZZLE, WEIGHTS, "--max_steps=16",
+                                "--compilation_cache={cache}"), "wall"),
 )
 
 

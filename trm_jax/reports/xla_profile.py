@@ -55,10 +55,10 @@ class Operation(NamedTuple):
 
 def operations(module: hlo.Module) -> dict[str, Operation]:
     """Every instruction outside of fusions, by name."""
-    return {i.name: _operation(i) for i in module.run}
+    return {i.name: operation(i) for i in module.run}
 
 
-def _operation(instruction: hlo.Instruction) -> Operation:
+def operation(instruction: hlo.Instruction) -> Operation:
     fused = instruction.opcode == "fusion"
     body = instruction.body if fused else [instruction]
     products = [(i, i.product) for i in body if i.product]
