@@ -57,7 +57,7 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike[str], second
     >>> import trm_jax
     >>> experiment = trm_jax.load_experiment("rsm_sudoku:quick", ["total_steps=4", "data.path=data/4x4",
     ...     "data.make.box=2,2", "data.make.clues=6", "data.make.train=64", "data.make.test=8", "eval.H_test=2",
-    ...     "log.interval_steps=2"])
+    ...     "eval.restarts=0", "log.interval_steps=2"])
     >>> def watch(step, values):
     ...     if "loss" in values:
     ...         print(step, sorted(values)[:2])
@@ -66,6 +66,8 @@ def train(experiment: config.Experiment, workdir: str | os.PathLike[str], second
     2 ['H', 'L']
     >>> result["step"], result["figures"][-1]["n"]
     (2, 8)
+    >>> trm_jax.evaluate(experiment, "runs/short", note=lambda line: None)["figures"][-1]["n"]
+    8
 
     Args:
       experiment: what to train: `trm_jax.load_experiment(NAME)`.
