@@ -1,16 +1,19 @@
-"""RSM (arXiv:2603.15641) on N-queens completion: 6 of 12 queens stand on the board. Ours; there is no published figure.
+"""RSM (arXiv:2603.15641) on N-queens completion. Ours; there is no published figure.
 
-A quarter of these puzzles have several right answers. The label is the first of them, row by row; `exact` counts
-answers that are the label, `valid` all that are right.
+A puzzle may have several right answers. The label is the first of them, row by row; `exact` counts answers that are the
+label, `valid` all that are right.
 
 Variants (--config=experiments/queens.py:NAME)
 
-    (none)   at the size of the paper's RSM. Not trained by us yet.
-    quick    at the size of a laptop CPU. Figures: README.md here.
+    (none)   12x12 boards with 6 queens given, at the size of the paper's RSM. Not trained by us yet.
+    quick    10x10 boards with 4 queens given, at the size of a laptop CPU: 1,000 steps of 32, shorter than those of
+             rsm_sudoku:quick. 200 of the 1,000 test puzzles, one seed: exact 24.0 %, valid 34.0 % after one try; with
+             up to 8 tries that differ by a symmetry exact 81.0 %, valid 96.5 %.
 
 Data, made where they are missing
 
-    python -m trm_jax data queens --generate --train 60000 --test 1000 --size=12 --givens=6 --out data/queens-12
+    python -m trm_jax data queens --generate --train 200000 --test 1000 --size=12 --givens=6 --out data/queens-12
+    python -m trm_jax data queens --generate --train 40000 --test 1000 --size=10 --givens=4 --out data/queens-10
 """
 
 import pathlib
@@ -30,7 +33,8 @@ def get_config(variant: str = ""):
         RSM.quick(c)
         c.eval.H_test = (4, 8, 16, 32)
     c.data.puzzle = "queens"
-    c.data.path = "data/queens-12"
-    c.data.make.update(source="generate", clues=0, train=60_000, test=1000, options=("size=12", "givens=6"))
-    c.total_steps = 2000 if variant == "quick" else 15_000
+    size, givens, train = (10, 4, 40_000) if variant == "quick" else (12, 6, 200_000)
+    c.data.path = f"data/queens-{size}"
+    c.data.make.update(source="generate", clues=0, train=train, test=1000, options=(f"size={size}", f"givens={givens}"))
+    c.total_steps = 1000 if variant == "quick" else 15_000
     return c

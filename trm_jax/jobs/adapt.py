@@ -68,6 +68,7 @@ def summary(workdir: str | os.PathLike[str]) -> str:
                    if file.stem.removeprefix("step_").isdecimal())
     results: list[dict[str, Any]] = [json.loads((folder / f"step_{step}.json").read_text()) for step in steps]
     first, last = results[0]["figures"][-1], results[-1]["figures"][-1]
+    before = f"{percent(first['pass@2'])} % before, " if not steps[0] else ""
     score = "no solutions to compare with" if last["pass@2"] is None else (
-        f"pass@2 {percent(first['pass@2'])} % before, {percent(last['pass@2'])} % after {steps[-1]:,} steps")
+        f"pass@2 {before}{percent(last['pass@2'])} % after {steps[-1]:,} steps")
     return f"{score} ({last['tasks']} tasks); submission: {folder / results[-1]['submission']}"
