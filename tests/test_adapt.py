@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import main, puzzles
+from trm_jax import config, main, puzzles
 from trm_jax.data import arc_build
 from trm_jax.data.dataset import DatasetError
 from trm_jax.data.shape import Shape
@@ -80,6 +80,8 @@ def test_tasks_are_found_in_every_form(tmp_path):
 def test_weights_without_tasks_are_refused():
     with pytest.raises(WeightsError, match="rsm-sudoku-quick cannot be adapted: these are weights for 9x9 Sudoku"):
         adapt.experiment("rsm-sudoku-quick", UNSEEN)
+    with pytest.raises(config.ConfigError, match="rows_only = 0.5: needs a puzzle table"):
+        config.parse({"rows_only": 0.5, "arch": {"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}})
 
 
 def test_rows_alone_are_trained_from_the_mean_and_a_submission_is_written(weights, tmp_path, monkeypatch, capsys):
