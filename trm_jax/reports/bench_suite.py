@@ -45,6 +45,7 @@ class Measurement(NamedTuple):
     name: str
     words: tuple[str, ...]  # after python -m; {data} and {cache}: folders of the suite
     read: str  # step: a table of steps; speed: JSON of cycles per second; pipeline; wall: the whole process
+    here: tuple[str, ...] = ()  # more words for this tree, which an earlier commit would not know
 
 
 def _step(name: str, config: str, *more: str) -> Measurement:
@@ -61,6 +62,8 @@ def _cycle(batch: int) -> Measurement:
 SUITE = (
     _step("rsm_sudoku:quick", "rsm_sudoku.py:quick"),
     _step("rsm_sudoku:quick, bfloat16", "rsm_sudoku.py:quick", "--set", "arch.forward_dtype=bfloat16"),
+    Measurement("step rsm_sudoku:quick, products of bfloat16 here", ("trm_jax.bench", "--repeats=5",
+                "--config=experiments/rsm_sudoku.py:quick"), "step", ("--set", "arch.matmul_precision=bfloat16")),
     _step("rsm_sudoku, full size, batch 2", "rsm_sudoku.py", "--set", "global_batch_size=2", *FLOAT32),
     _step("trm_mlp_sudoku, full size, batch 2", "trm_mlp_sudoku.py", "--set", "global_batch_size=2", *FLOAT32),
     _step("trm_mlp_arc1:quick, table of 1,000 rows", "trm_mlp_arc1.py:quick", "--rows", "1000"),
@@ -76,7 +79,8 @@ SUITE = (
 def run(measurement: Measurement, tree: Path, data: Path) -> float:
     """Seconds of one unit. Raises SuiteError."""
     folders = {"data": str(data), "cache": str(data / "compiled" / tree.name)}
-    words = [word.format(**folders) for word in measurement.words]
+    here = tree == Path(trm_jax.__file__).parents[1]
+    words = [word.format(**folders) for word in (*measurement.words, *(measurement.here if here else ()))]
     environment = os.environ | {"PYTHONPATH": str(tree)}
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", *words], cwd=tree, env=environment, capture_output=True, text=True)

@@ -49,7 +49,7 @@ def bandwidth(count: int, repeats: int, seconds: float = 0.3) -> float:
     held = [jnp.ones(count, jnp.float32), jnp.ones(count, jnp.float32)]
     triad = jax.jit(lambda x, y: lax.fori_loop(0, repeats, lambda _, y: y + 0.5 * x, y), donate_argnums=1)
 
-    def run():
+    def run() -> jax.Array:
         held[1] = triad(*held)
         return held[1]
     return 3 * 4 * count * repeats / _best(run, seconds)
