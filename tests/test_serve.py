@@ -14,13 +14,14 @@ import time
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import browser, tiny
 from tests.scripted import DOMAIN, NEVER, Scripted, text
 from trm_jax import puzzles
 from trm_jax.data.shape import Shape
 from trm_jax.inference.settings import Settings
 from trm_jax.inference.solver import Solver
 from trm_jax.models.network import Model
+from trm_jax.reports import page
 from trm_jax.service import command
 from trm_jax.service.worker import Ticket, Worker
 from trm_jax.weights import weights_file
@@ -36,11 +37,11 @@ SETTINGS = Settings(tries=3, max_cycles=10_000, settle=0, batch_size=4)
 class Service:
     """A service on the loopback, in this process."""
 
-    def __init__(self, solver, settings=SETTINGS, places=16, **limits):
+    def __init__(self, solver, settings=SETTINGS, places=16, page="<h1>a page</h1>", **limits):
         self.worker = Worker(solver, settings, places)
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
-        app = web.application(self.worker, web.Limits(**limits), {"weights": "scripted"}, "<h1>a page</h1>")
+        app = web.application(self.worker, web.Limits(**limits), {"weights": "scripted"}, page)
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
@@ -162,6 +163,29 @@ def test_health_page_and_metrics(service):
     assert more('trm_jax_requests_total{status="200"}') == 1 and more("trm_jax_puzzle_seconds_count") == 1
     assert more('trm_jax_puzzles_total{outcome="verified"}') == more('trm_jax_puzzles_total{outcome="refused"}') == 1
     assert after["trm_jax_open_puzzles"] == 0 and after["trm_jax_slots"] == 1
+
+
+def test_the_page_asks_the_service_and_shows_every_cycle(solver):
+    """The page of a 4x4 network; who answers is the scripted one."""
+    if not (browser.CHROMIUM and browser.DRIVER):
+        pytest.skip("no Chromium: install the packages chromium and chromium-driver")
+    service = Service(solver, page=page.live(tiny.export(), "Live"))
+    with contextlib.closing(browser.Browser()) as window:
+        window.open(f"http://127.0.0.1:{service.port}/")
+        assert window.run("return document.querySelectorAll('.cell').length") == 16
+        told = "const t = document.getElementById('told').textContent; return t.startsWith('thinking') ? '' : t"
+
+        def ask(puzzle):
+            window.run("document.getElementById('text').value = arguments[0]; solve()", puzzle)
+            return window.wait(told)
+        assert re.fullmatch(r"verified in [\d.]+ s, try 1", ask(text(6)))
+        assert window.run("return film.frames.map(frame => frame.cycle)") == [1, 2, 3, 4, 5, 6]
+        cells = window.run("return Array.from(document.querySelectorAll('.cell'), c => c.textContent)")
+        assert "".join(cells) == DOMAIN.decode(solver.trace(text(6), 6).tokens[-1])
+        assert window.run("return document.getElementById('verdict').textContent") == "verified"
+        assert ask("12").startswith("puzzle 1: got 2 cells")
+        assert [e for e in window.log("browser") if "400 (Bad Request)" not in e["message"]] == []
+    service.close()
 
 
 def test_a_full_house_says_so_and_stopping_answers_what_is_there(solver):

@@ -55,6 +55,7 @@ def _serve(args: argparse.Namespace) -> None:
         from trm_jax.service import web
     except ImportError as error:
         raise SolveError(f"serving needs {error.name}: pip install 'trm_jax[serve]'") from None
+    from trm_jax.reports import page
     from trm_jax.service.worker import Worker
     with _listening(args.host, args.port) as listener:
         export = command.open_source(args)
@@ -69,7 +70,8 @@ def _serve(args: argparse.Namespace) -> None:
         about = {"weights": args.source, "puzzle": export.domain.title,
                  "parameters": export.model.parameter_count(), "seconds": args.seconds,
                  "tries": worker.settings.tries, "max_cycles": worker.settings.max_cycles}
-        app = web.application(worker, web.Limits(args.seconds, args.puzzles, args.body), about)
+        app = web.application(worker, web.Limits(args.seconds, args.puzzles, args.body), about,
+                              page.live(export, "Watch it think", page.source_line(args.source, export)))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False,
                                                timeout_graceful_shutdown=int(args.seconds) + 5))
         # uvicorn stops at this signal, and then raises it once more, for whoever had it before.

@@ -164,15 +164,24 @@ class Worker:
         if thought is None:
             return self._answer(ticket, jobs._replace(attempt=np.array([tried[0] - 1])))
         for i, node in enumerate(thought.nodes):
-            if ticket.watch is not None:
+            if ticket.watch is not None and not thought.right[i]:
                 ticket.watch(Frame(tried[0] + i, thought.cycles, thought.answers[i], thought.probabilities[i].max(-1),
                                    math.nan, node.tokens.astype(np.uint8)))
             if thought.right[i]:
+                if ticket.watch is not None:
+                    self._show(ticket, thought.cycles, node.tokens.astype(np.uint8), tried[0] + i)
                 answer = self.solver.judge(ticket.inputs, thought.answers[i], "verified", thought.cycles,
                                            thought.cycles, tried[0] + i + 1, ticket.text)
                 return self._done(ticket, answer)
         tried[0] += len(thought.nodes)
         self._searches.append((ticket, jobs, search, tried))
+
+    def _show(self, ticket: Ticket, cycles: int, asked: np.ndarray, attempt: int) -> None:
+        """Every cycle of the try that has found the answer."""
+        assert ticket.watch is not None
+        trace = self.solver.trace(ticket.inputs, cycles, guesses=asked)
+        for cycle, (tokens, sure, moved) in enumerate(zip(trace.tokens, trace.confidence, trace.residual), 1):
+            ticket.watch(Frame(attempt, cycle, tokens, sure, float(moved), asked))
 
     def _answer(self, ticket: Ticket, jobs: Jobs) -> None:
         """jobs: of one row, or of none where time was up."""
