@@ -18,7 +18,7 @@ measure
   bench      the time of a training step, and of thinking
 files
   data       make a dataset folder: generated, from files, or official
-  weights    pack a run into one file; push, pull: to and from the Hugging Face hub
+  weights    pack a run into one file; push, pull: the Hugging Face hub
   published  weights of the published PyTorch code, in and out
 
 examples
