@@ -115,6 +115,20 @@ def test_a_continued_run_ends_bit_for_bit_where_it_would_have(everything, uninte
     tiny.assert_identical(tiny.final_state(everything, tmp_path), tiny.final_state(everything, uninterrupted[0]))
 
 
+def test_callbacks_see_every_record_and_can_end_a_run_that_goes_on_later(everything, uninterrupted, tmp_path):
+    seen = []
+
+    def until_5(step, values):
+        seen.append((step, values))
+        return step == 5
+    assert train.train(everything, tmp_path, callbacks=[until_5])["step"] == 5
+    train.train(everything, tmp_path, callbacks=[lambda *record: seen.append(record)])
+    assert [step for step, values in seen if "loss" in values] == list(range(1, 17))
+    assert [step for step, values in seen if "eval/exact_accuracy/H3_L2" in values] == [16]
+    assert [step for step, values in seen if any(name.startswith("eval/") for name in values)] == [5, 8, 16]
+    tiny.assert_identical(tiny.final_state(everything, tmp_path), tiny.final_state(everything, uninterrupted[0]))
+
+
 def command(folder, e, workdir, *more) -> list[str]:
     return [sys.executable, "-m", "trm_jax.main", f"--config={tiny.config_file(folder, e)}", f"--workdir={workdir}",
             "--compilation_cache=", *more]
