@@ -236,7 +236,7 @@ class _Run:
             if w.alive.any():
                 running = int(w.alive.sum())
                 free = math.ceil(REFILL_SHARE * len(w.alive)) if self._queue else running
-                watched = [b for b in np.flatnonzero(w.alive) if self._guests[w.puzzle[b]].watch is not None]
+                watched = [b for b in np.flatnonzero(w.alive).tolist() if self._guests[w.puzzle[b]].watch is not None]
                 cycles = 1 if watched else FIRST_CYCLES if refilled else min(2 * cycles, MOST_CYCLES)
                 cycles = max(1, min(cycles, int(OPEN_SECONDS / (pace * len(w.alive))) if pace else 1))
                 begun, before = time.perf_counter(), self._slot_cycles
@@ -245,8 +245,9 @@ class _Run:
                 if watched:
                     self._show(watched, seen, np.asarray(sure(self._bound, on_device)))
                 stopped = self._collect(seen, w.alive & np.isin(w.puzzle, late))
-                for i in range(0 if stopped is None else len(stopped.puzzle)):
-                    self._untold[int(stopped.puzzle[i])].append(stopped.take(slice(i, i + 1)))
+                if stopped is not None:
+                    for i, puzzle in enumerate(stopped.puzzle.tolist()):
+                        self._untold[puzzle].append(stopped.take(slice(i, i + 1)))
             places += self._let_go()
             if report is not None:
                 report(len(self._guests), int(self._slots.alive.sum()), len(self._slots.alive))

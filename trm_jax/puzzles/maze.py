@@ -377,7 +377,8 @@ class Maze(Domain):
     def _generate_any(self, n: int, seed: int, min_length: int | None, single_path: bool) -> Mazes:
         rng = np.random.default_rng([seed, 3])
         sizes = rng.integers(self.smallest, (self.rows + 1, self.cols + 1), (n, 2))
-        found = Mazes(*np.zeros((2, n, self.seq_len), np.uint8), np.zeros(n, np.int32), np.zeros(n, np.float32))
+        inputs, labels = np.zeros((2, n, self.seq_len), np.uint8)
+        found = Mazes(inputs, labels, np.zeros(n, np.int32), np.zeros(n, np.float32))
         for rows, cols in np.unique(sizes, axis=0).tolist():
             here = (sizes == (rows, cols)).all(1)
             made = Maze(rows, cols).generate(int(here.sum()), seed, min_length=min_length, single_path=single_path)

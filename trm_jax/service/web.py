@@ -171,7 +171,7 @@ async def _solve(request: Request, worker: Worker, limits: Limits, metrics: Metr
         raise HTTPException(413, f"{len(puzzles):,} puzzles in one request: at most {limits.puzzles:,}")
 
     loop, events, begun = asyncio.get_running_loop(), asyncio.Queue(), time.perf_counter()
-    answers: list[Answer | None] = [None] * len(puzzles)
+    answers: list[Any] = [None] * len(puzzles)  # Answer, once it is there
     tickets: list[Ticket] = []
 
     def told(*event: Any) -> None:  # by the worker's thread
