@@ -47,10 +47,10 @@ def test_batching_counts_what_both_did(subject, tmp_path):
     assert settled["fewer_core_calls"] == r["fixed"]["core_calls"] / settled["core_calls"] > 3
     text = bench_inference.show_batching(subject.facts | r)
     assert text.startswith("7 puzzles of here, at most 200 cycles of 3 calls, this") and "settling or verified" in text
-    kept = bench_inference._fixed(subject, 200, 4, out)
+    kept = bench_inference.fixed_unroll(subject, 200, 4, out)
     assert kept[1] == r["fixed"]["seconds"], "finished batches are not done again"
     with pytest.raises(BenchError, match="of another measurement"):
-        bench_inference._fixed(subject, 300, 4, out)
+        bench_inference.fixed_unroll(subject, 300, 4, out)
 
 
 def test_speed(subject):

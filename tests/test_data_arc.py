@@ -166,7 +166,7 @@ def test_a_folder_larger_than_memory_is_checked_piece_by_piece(tmp_path):
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (rows, 900)})
         file.truncate(file.tell() + rows * 900)
     array, before = np.asarray(np.load(path, mmap_mode="r")), resident()
-    dataset._need_range(array, 12, "vocab_size", path)
+    dataset.need_range(array, 12, "vocab_size", path)
     assert resident() - before < rows * 900 / 3 / 2**20 and array[-1].sum() == 0
 
 

@@ -104,5 +104,5 @@ def test_an_evaluation_outside_of_a_run_is_named_by_its_file(tmp_path):
     source = tiny.write_evaluation(tmp_path / "a", {2: 0.5})
     (tmp_path / "mine.json").write_text((tmp_path / "a" / "eval" / "step_10.json").read_text())
     assert json.loads((tmp_path / "mine.json").read_text())["step"] == 10
-    names = [pictures._label(r) for path in (source, tmp_path / "mine.json") for r in report.newest(path)]
+    names = [pictures.label(r) for path in (source, tmp_path / "mine.json") for r in report.newest(path)]
     assert names == ["a", "mine"]

@@ -91,7 +91,7 @@ def test_predictors_are_higher_for_the_likelier_right():
 def test_the_terminal_shows_counts_with_shares_and_never_rounds_up():
     scores = {"residual": np.array([8, 7, 6, 1, 2, 5, 4, 3.0]), "cycles_to_settle": np.zeros(8)}
     figure = {"H_test": 16, "L_test": 4, "n": 8, "signals": calibration.worth(RIGHT, SETTLED, VERIFIED, scores)}
-    lines = tables._signals(figure, "verified")
+    lines = tables.signal_lines(figure, "verified")
     assert lines[0] == "  signals at H_test 16, L_test 4: puzzles (% of 8)"
     assert [head.strip() for head in lines[1].split("  ")[-4:]] == [
         "right, verified", "right, not verified", "wrong, verified", "wrong, not verified"]
@@ -101,6 +101,6 @@ def test_the_terminal_shows_counts_with_shares_and_never_rounds_up():
     assert lines[5].startswith("  AUROC of right (4) over wrong (4): residual 0.9") and "settle 0.500" in lines[5]
     figure["signals"] = calibration.worth(of("xx"), of("xx"), None, {"residual": np.zeros(2)})
     figure["n"] = 2
-    lines = tables._signals(figure, "verified")
+    lines = tables.signal_lines(figure, "verified")
     assert lines[1].split() == ["right", "wrong"]
     assert lines[-1] == "  AUROC of right (2) over wrong (0): not defined, no wrong answers"

@@ -243,18 +243,18 @@ def check(split: Split, folder, share: tuple[int, int] = (0, 1)) -> None:
          f"has {len(split.puzzle_indices)} entries, must have {puzzles + 1} (puzzles + 1)")
     need(split.num_groups == meta.total_groups, "group_indices",
          f"has {split.num_groups} groups, but total_groups in dataset.json is {meta.total_groups}")
-    _need_range(split.puzzle_identifiers, meta.num_puzzle_identifiers, "num_puzzle_identifiers",
+    need_range(split.puzzle_identifiers, meta.num_puzzle_identifiers, "num_puzzle_identifiers",
                 _npy(folder, "puzzle_identifiers"))
     for name in ("inputs", "labels"):
-        _need_range(getattr(split, name), meta.vocab_size, "vocab_size", _npy(folder, name), share)
+        need_range(getattr(split, name), meta.vocab_size, "vocab_size", _npy(folder, name), share)
     for name in ("sources", "ratings", "log2_paths"):
         array = getattr(split, name)
         need(array is None or len(array) == examples, name, f"must have one entry for each of {examples} examples")
     if split.sources is not None:
-        _need_range(split.sources, len(split.source_names), "number of names in sources.json", _npy(folder, "sources"))
+        need_range(split.sources, len(split.source_names), "number of names in sources.json", _npy(folder, "sources"))
 
 
-def _need_range(array: np.ndarray, end: int, end_name: str, file, share: tuple[int, int] = (0, 1)) -> None:
+def need_range(array: np.ndarray, end: int, end_name: str, file, share: tuple[int, int] = (0, 1)) -> None:
     # In pieces: no second copy of a memory-mapped array.
     for start in range(share[0] * CHECK_ROWS, len(array), share[1] * CHECK_ROWS):
         piece = array[start:start + CHECK_ROWS]

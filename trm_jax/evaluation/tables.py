@@ -35,7 +35,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"  exact{verified and ', ' + verified} by source at H_test {result['figures'][-1]['H_test']}: "
                      + ", ".join(f"{name} {', '.join(percent(s[which]) for which in names)} (n {s['n']:,})"
                                  for name, s in sources.items()))
-    return "\n".join(lines + _signals(result["figures"][-1], verified) + _solved(result))
+    return "\n".join(lines + signal_lines(result["figures"][-1], verified) + _solved(result))
 
 
 def _solved(result: dict[str, Any]) -> list[str]:
@@ -51,7 +51,7 @@ def _solved(result: dict[str, Any]) -> list[str]:
             f"{s['by_restart']:,} by a later try), {s['mean_cycles']:.1f} cycles a puzzle, {s['seconds']:.0f} s"]
 
 
-def _signals(figure: dict[str, Any], verified_as: str | None) -> list[str]:
+def signal_lines(figure: dict[str, Any], verified_as: str | None) -> list[str]:
     """What the signals of convergence are worth at one depth: n and percent of all, precision, recall, AUROC."""
     s = figure["signals"]
     kinds = [name.partition("_")[2] for name in s["table"] if name.startswith("settled_")]  # right_verified, ...

@@ -104,7 +104,7 @@ def batching(subject: Contestant, settings: Settings, fixed_batch: int, out: Pat
             "most_cycles": int(r.answers.cycles.max()), "stops": {
                 name: int((r.answers.stop == i).sum()) for i, name in enumerate(STOPS)}}
         results[name]["answers"] = r.answers
-    tokens, seconds = _fixed(subject, settings.max_cycles, fixed_batch, out)
+    tokens, seconds = fixed_unroll(subject, settings.max_cycles, fixed_batch, out)
     n = len(tokens)
     calls = -(-n // fixed_batch) * fixed_batch * settings.max_cycles * subject.calls
     right = subject.right(tokens)
@@ -121,7 +121,7 @@ def batching(subject: Contestant, settings: Settings, fixed_batch: int, out: Pat
             **results}
 
 
-def _fixed(subject: Contestant, cycles: int, batch: int, out: Path | None) -> tuple[np.ndarray, float]:
+def fixed_unroll(subject: Contestant, cycles: int, batch: int, out: Path | None) -> tuple[np.ndarray, float]:
     """(answers [n, S], seconds without compiling) of the same number of cycles for all."""
     e = subject.export
     program = jax.jit(slots.unrolled)

@@ -278,7 +278,7 @@ def _caption(results: Sequence[report.Result]) -> str:
     return "; ".join(sorted(facts)) + f".  settled: unchanged for {' or '.join(sorted(cycles))} cycles"
 
 
-def _label(result: report.Result) -> str:
+def label(result: report.Result) -> str:
     """The run's folder, where the file lies in one."""
     folder = result.path.absolute().parent
     return folder.parent.name if folder.name == "eval" else result.path.stem
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _accuracy(runs: Sequence[str], labels: Sequence[str], from_percent: float):
     results = [result for run in runs for result in report.newest(run)]
-    labels = labels or [_label(result) for result in results]
+    labels = labels or [label(result) for result in results]
     if len(labels) != len(results):
         raise PictureError(f"--labels gives {len(labels)} for {len(results)} lines: "
                            + ", ".join(result.label for result in results))
