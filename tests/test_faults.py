@@ -20,3 +20,8 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path, kills):
     seen = faults.kill(tmp_path, kills, seed=kills, steps=40 if kills < 5 else 160, say=said.append)
     assert seen.kills == kills and seen.finished >= 1
     assert seen.different == seen.tracebacks == seen.failed == 0, said
+
+
+def test_how_long_a_save_takes(tmp_path, capsys):
+    assert faults.main(["save", "--rows=1000", "--times=2", f"--in={tmp_path}"]) == 0
+    assert capsys.readouterr().out.startswith("0.00 GB: saved in ") and not list(tmp_path.iterdir())
