@@ -226,3 +226,41 @@ def test_nothing_is_copied_to_the_host_within_a_call():
                                    np.float32(0), False)
     text = lowered.as_text()
     assert "stablehlo.while" in text and "callback" not in text and "outfeed" not in text
+
+
+def test_an_open_queue_answers_what_comes_while_others_are_at_work():
+    """Puzzles come three at a time, each with its own budget; every one is answered as it would be alone."""
+    blanks = [3, 9, NEVER, 6, 1, 11, NEVER, 2, 5]
+    budgets = [(1, 40), (1, 40), (1, 7), (1, 40), (1, 40), (1, 4), (1, 10 ** 6), (1, 40), (1, 40)]
+    found, sizes, left = {}, [], list(range(len(blanks)))
+
+    def source(room, idle):
+        coming = [left.pop(0) for _ in range(min(3, room, len(left)))]
+        return [engine.Arrival(blanked(blanks[i]), *budgets[i], finished=lambda jobs, i=i: found.update({i: jobs}),
+                               until=lambda i=i: 0.0 if len(found) == 8 and i == 6 else np.inf)
+                for i in coming] or (None if len(found) >= 8 else [])
+    engine.serve(Scripted().bind(), Settings(settle=0, batch_size=4), source, seq_len=16, places=5, verify=verify,
+                 report=lambda *load: sizes.append(load))
+    assert sorted(found) == list(range(9))
+    for i, jobs in found.items():
+        limit = budgets[i][1]
+        right = blanks[i] <= limit and blanks[i] != NEVER
+        assert jobs.verified[0] == right and jobs.since[0] == (blanks[i] if right else jobs.cycles[0])
+        assert names(jobs.stop) == ["verified" if right else "budget"] and jobs.cycles[0] <= limit
+    assert max(open_ for open_, _, _ in sizes) <= 5 and {slots for _, _, slots in sizes} >= {1, 4}
+
+
+def test_frames_of_an_open_queue_are_every_cycle_of_the_puzzle_itself():
+    """Under symmetries too: what is watched are answers to the puzzle as it was asked."""
+    frames, jobs, given = [], [], []
+    guest = engine.Arrival(blanked(NEVER), 3, 4, finished=jobs.append, watch=frames.append)
+
+    def source(room, idle):
+        given.append(guest)
+        return [guest] if len(given) == 1 else None
+    engine.serve(Scripted().bind(), Settings(settle=0, tries=3, batch_size=2), source, seq_len=16, places=1,
+                 draw_symmetry=DOMAIN.draw_symmetry)
+    for attempt in range(3):
+        assert [f.cycle for f in frames if f.attempt == attempt] == [1, 2, 3, 4]
+    last = frames[3]
+    assert (last.tokens == jobs[0].tokens[0]).all() and jobs[0].attempt[0] == 0 and last.sure.shape == (16,)

@@ -82,3 +82,18 @@ def test_a_billion_tries_take_no_memory():
         queue.give_back(puzzle, limit)
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
+
+
+def test_an_open_queue_gives_a_place_to_one_puzzle_after_another():
+    """One that was dropped leaves nothing to the next in its place: neither tries nor budget."""
+    queue = Queue(2, Settings(tries=9, max_cycles=9), 1, is_open=True)
+    assert queue.next() is None and queue.is_over(0) and queue.is_over(1)
+    queue.add(1, 3, 5)
+    assert queue.next() == (1, 0, 5)
+    queue.drop(1)
+    assert not queue.is_over(1)
+    queue.give_back(1, 5)
+    assert queue.is_over(1)
+    queue.add(1, 2, 7)
+    queue.add(0, 1, 4)
+    assert [queue.next() for _ in range(4)] == [(1, 0, 7), (0, 0, 4), (1, 1, 7), None]

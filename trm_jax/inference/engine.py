@@ -246,8 +246,8 @@ class _Run:
                     self._show(watched, seen, np.asarray(sure(self._bound, on_device)))
                 stopped = self._collect(seen, w.alive & np.isin(w.puzzle, late))
                 if stopped is not None:
-                    for i, puzzle in enumerate(stopped.puzzle.tolist()):
-                        self._untold[puzzle].append(stopped.take(slice(i, i + 1)))
+                    for i, place in enumerate(stopped.puzzle.tolist()):
+                        self._untold[place].append(stopped.take(slice(i, i + 1)))
             places += self._let_go()
             if report is not None:
                 report(len(self._guests), int(self._slots.alive.sum()), len(self._slots.alive))

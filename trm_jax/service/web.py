@@ -173,6 +173,7 @@ async def _solve(request: Request, worker: Worker, limits: Limits, metrics: Metr
     loop, events, begun = asyncio.get_running_loop(), asyncio.Queue(), time.perf_counter()
     answers: list[Any] = [None] * len(puzzles)  # Answer, once it is there
     tickets: list[Ticket] = []
+    first = ""  # reason why a puzzle cannot be read
 
     def told(*event: Any) -> None:  # by the worker's thread
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -183,10 +184,11 @@ async def _solve(request: Request, worker: Worker, limits: Limits, metrics: Metr
                                   begun + asked.seconds, lambda answer, i=i: told(i, answer),
                                   (lambda frame, i=i: told(i, frame)) if asked.stream else None))
         except ValueError as error:
-            answers[i] = Answer.refused(error)
+            answers[i] = refused = Answer.refused(error)
+            first = first or f"{puzzles[i].name}: {refused.reason}"
             metrics.puzzles.labels("refused").inc()
     if not tickets:
-        raise HTTPException(400, f"{puzzles[0].name}: {answers[0].reason}")
+        raise HTTPException(400, first)
     if not worker.take(tickets):
         raise HTTPException(503, "busy: as many puzzles are waiting as there is room for; try again in a moment"
                             if not worker.closed else "the service is stopping")
