@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trm_jax import config
 from trm_jax.data import dataset
 from trm_jax.inference import command, engine, slots
 from trm_jax.inference.choice import BUDGET, ORDER, STOPS, choose
@@ -275,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         p = jobs.add_parser(name, help=text, description=text)
         arguments.add_source(p, weights_file.named(), weights_file.DEFAULT)
         arguments.add_cache(p, distributed.COMPILED)
+        p.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="in the weights' config, as "
+                       "arch.matmul_precision=bfloat16; repeatable")
         p.add_argument("--data", type=arguments.text, help="dataset folder (default: the one that was trained on)")
         p.add_argument("--examples", type=arguments.integer(0), default=1000, help="test puzzles; 0: all (%(default)s)")
         p.add_argument("--out", type=lambda path: Path(arguments.text(path)), help="JSON file of the result")
@@ -309,6 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     export = command.open_source(args)
+    export = export._replace(experiment=config.with_fields(export.experiment, config.read_fields(args.set)))
     subject = Contestant.of(export, args.data or export.experiment.data.path, args.examples)
     if args.job == "batching":
         settings = Settings(max_cycles=args.max_cycles, settle=args.settle, batch_size=args.batch_size)

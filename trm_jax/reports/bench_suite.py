@@ -32,6 +32,7 @@ from trm_jax.runtime.text import table
 
 PUZZLE = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4.."
 WEIGHTS = "--weights=rsm-sudoku-quick"  # commits differ in which ones they take by themselves
+BFLOAT16 = ("--set", "arch.matmul_precision=bfloat16")
 FLOAT32 = ("--set", "arch.forward_dtype=float32")
 
 
@@ -53,21 +54,21 @@ def _step(name: str, config: str, *more: str) -> Measurement:
     return Measurement(f"step {name}", words, "step")
 
 
-def _cycle(batch: int) -> Measurement:
+def _cycle(batch: int, name: str = "", *here: str) -> Measurement:
     words = ("trm_jax.bench_inference", "speed", f"--batch_sizes={batch}", "--seconds=0.5", WEIGHTS,
              "--data={data}", "--out={data}/speed.json")
-    return Measurement(f"cycle of {batch} puzzles", words, "speed")
+    return Measurement(f"cycle of {batch} puzzles{name}", words, "speed", here)
 
 
 SUITE = (
     _step("rsm_sudoku:quick", "rsm_sudoku.py:quick"),
     _step("rsm_sudoku:quick, bfloat16", "rsm_sudoku.py:quick", "--set", "arch.forward_dtype=bfloat16"),
     Measurement("step rsm_sudoku:quick, products of bfloat16 here", ("trm_jax.bench", "--repeats=5",
-                "--config=experiments/rsm_sudoku.py:quick"), "step", ("--set", "arch.matmul_precision=bfloat16")),
+                "--config=experiments/rsm_sudoku.py:quick"), "step", BFLOAT16),
     _step("rsm_sudoku, full size, batch 2", "rsm_sudoku.py", "--set", "global_batch_size=2", *FLOAT32),
     _step("trm_mlp_sudoku, full size, batch 2", "trm_mlp_sudoku.py", "--set", "global_batch_size=2", *FLOAT32),
     _step("trm_mlp_arc1:quick, table of 1,000 rows", "trm_mlp_arc1.py:quick", "--rows", "1000"),
-    _cycle(1), _cycle(64), _cycle(512),
+    _cycle(1), _cycle(64), _cycle(512), _cycle(64, ", products of bfloat16 here", *BFLOAT16),
     Measurement("a puzzle from the pipeline", ("trm_jax.data", "bench", "--path", "{data}", "--batch", "512",
                                                "--seconds", "2"), "pipeline"),
     Measurement("solve, cold", ("trm_jax.solve", PUZZLE, WEIGHTS, "--max_steps=16", "--compilation_cache="), "wall"),
