@@ -22,6 +22,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -134,6 +135,7 @@ def _answer(args: argparse.Namespace, argv: Sequence[str]) -> int:
             asked = asked if distributed.is_primary() else []
             answers = [_watch(solver, request, i, args, color) for i, request in enumerate(asked)]
             return 0 if all(answer.verified for answer in answers) else 1
+        begun = time.perf_counter()
         printer = _Printer(solver, asked, args.format or ("picture" if tty else "text"), color)
         try:
             given = {name: getattr(args, name) for name in ("max_cycles", "tries", "vary") if getattr(args, name)}
@@ -146,6 +148,10 @@ def _answer(args: argparse.Namespace, argv: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
         return 1
+    if distributed.is_primary() and len(answers) > 1:
+        seconds, right = time.perf_counter() - begun, sum(answer.verified for answer in answers)
+        print(f"{right:,} of {len(answers):,} verified in {seconds:.1f} s, {seconds / len(answers):.2g} s a puzzle",
+              file=sys.stderr)
     if distributed.is_primary() and (advice := what_next(answers, args, argv)):
         print(advice, file=sys.stderr)
     return 0 if all(answer.verified for answer in answers) else 1
