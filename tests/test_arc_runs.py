@@ -38,6 +38,18 @@ def folder(tmp_path_factory):
     return tiny.arc_dataset(tmp_path_factory.mktemp("data") / "arc")
 
 
+def test_a_folder_without_test_puzzles_is_refused_before_anything_is_written(folder, tmp_path):
+    """As HRM's build makes them."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(folder, theirs)
+    (theirs / "test_puzzles.json").unlink()
+    e = experiment(theirs, data={"make": {"source": "arc_json", "json_dir": "kaggle", "subsets": ["training"],
+                                          "test_subset": "training"}})
+    with pytest.raises(dataset.DatasetError, match="HRM's build writes none.*python -m trm_jax data arc --json_dir kagg"):
+        train.train(e, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def experiment(folder, **changes) -> config.Experiment:
     return tiny.experiment(folder, **tiny.merge(ARC, changes))
 

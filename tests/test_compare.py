@@ -10,14 +10,16 @@ import pytest
 
 from tests import tiny
 from trm_jax import config
+from trm_jax.data.loading import Dataset
 from trm_jax.data.shape import Shape
 from trm_jax.jobs import train
 from trm_jax.models.network import Model
 from trm_jax.reports import compare, compare_tables
 from trm_jax.reports.compare import CompareError, Entry, Terms
 from trm_jax.runtime import checkpoints, metrics
+from trm_jax.training.system import System
 
-SETTINGS = Terms(minutes=0.2, evaluations=2, calls=8, examples=0, examples_during=8, changes={})
+SETTINGS = Terms(minutes=0.2, flops=0.0, evaluations=2, calls=8, examples=0, examples_during=8, changes={})
 DEEP = {"supervision": "deep", "halting_head": True, "tie_head": False, "prob_detach_prev_H": 1.0, "halt_max_steps": 3}
 
 
@@ -75,6 +77,21 @@ def test_a_run_is_as_long_as_its_time_and_its_schedule_as_long_as_the_run(data):
         compare.plan(one, 0, {"seconds_per_step": 5.0, "own_steps": 1000}, SETTINGS)
 
 
+def test_a_run_is_as_long_as_its_operations_or_as_its_config_says(data):
+    one = entry(data, total_steps=1000, lr_warmup_steps=100, curriculum_milestones=[50.0], curriculum_heads_to_add=[2])
+    known = compare.measure_pace(config.to_json(one.experiment), 0.0)
+    system = System(one.experiment, Dataset.load(one.experiment).shape, 1000)
+    low, high = (system.train_flops_per_example(H, 2) for H in (2, 4))
+    assert known == {"own_steps": 1000, "flops_per_step": pytest.approx(16 * (low + high) / 2, rel=1e-4)}
+    by_flops = dataclasses.replace(SETTINGS, minutes=0.0, flops=50.5 * known["flops_per_step"])
+    raw = compare.plan(one, 0, known, by_flops)
+    assert (raw["total_steps"], raw["lr_warmup_steps"]) == (50, 5) and by_flops.seconds == math.inf
+    own = dataclasses.replace(SETTINGS, minutes=0.0)
+    assert own.own and not by_flops.own and compare.plan(one, 0, known, own)["total_steps"] == 1000
+    with pytest.raises(CompareError, match="x does 1 steps in .* FLOP, too few for 2 evaluations"):
+        compare.plan(one, 0, known, dataclasses.replace(by_flops, flops=1.5 * known["flops_per_step"]))
+
+
 def test_what_cannot_be_compared_is_refused(files, tmp_path):
     with pytest.raises(CompareError, match="deep:quick more than once"):
         compare.entries([*files, files[1]], {}, tmp_path)
@@ -88,6 +105,7 @@ def test_what_cannot_be_compared_is_refused(files, tmp_path):
     other.write_text("from trm_jax import config\ndef get_config(variant=''):\n    return config.default()\n")
     with pytest.raises(CompareError, match="grows and other do not train on the same data: data.path"):
         compare.entries([files[0], str(other)], {}, tmp_path)
+    assert len(compare.entries([files[0], str(other)], {}, tmp_path, own=True)) == 2
     compare.claim(tmp_path, SETTINGS)
     compare.claim(tmp_path, SETTINGS)
     with pytest.raises(CompareError, match="another comparison: minutes: 0.2, now 3"):
@@ -203,14 +221,27 @@ def test_the_table_gives_mean_and_range_and_names_what_was_cut():
                 "train_flops_per_example": 3e9, "peak_memory": 2**30, "peak_memory_of": "process",
                 "curve": [], "depth": [point, point | {"calls": 24, "H_test": 8, "exact_accuracy": None}],
                 "dataset": "data/x", "examples": 10, "device": "1 x cpu", "versions": {"jax": "1"}, "finished": "now"}
+    other = run(0.5, 100)
     text = compare_tables.table({"settings": {"minutes": 1.0, "calls": 16},
-                             "systems": {"a": {"0": run(0.5, 100), "1": run(0.25, 90)}}})
+                             "systems": {"a": {"0": run(0.5, 100), "1": run(0.25, 90)},
+                                         "b": {"0": other | {"depth": other["depth"][:1]}}}})
     row = [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
     assert row[:9] == ["a", "37.50 (25.00 to 50.00)", "12 calls (H_test 4, L 2)", "0.00", "24 calls (H_test 8, L 2)",
                        "1,234", "3.00 G", "2.50 G", "10"]
     assert row[10] == "95 (90 to 100) of 100" and row[14] == "1,024 MiB of the process"
     assert "short of the end of their schedules:** a seed 1 at 90%." in text
     assert "seeds 0, 1: mean (lowest to highest)" in text and "Exact: share of 10 test puzzles" in text
+
+    alike = {"0": other | {"solved": {"restarts": 8, "verified": 0.875}}}
+    settings = {"minutes": 0.0, "flops": 2e9, "own": False, "calls": 16, "changes": {"lr": 0.5}}
+    text = compare_tables.table({"settings": settings, "systems": {"a": alike, "b": alike}})
+    head, _, row, *_ = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    assert head[:5] == ["system", "exact %, H 4", "H 8", "verified %, at most 8 tries", "parameters"]
+    assert row[:5] == ["a", "50.00", "0.00", "87.50", "1,234"], "a column for every depth that all have"
+    assert "2.00 GFLOP of matrix products" in text and "Set in every config: lr = 0.5." in text
+    text = compare_tables.table({"settings": settings | {"flops": 0.0, "own": True}, "systems": {"a": alike}})
+    head, _, row, *_ = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    assert (head[4:6], row[4:6]) == (["data", "exact of"], ["data/x", "10"]) and "each config as it is" in text
 
     mazes = {"settings": {"minutes": 1.0, "calls": 16},
              "systems": {"a": {"0": run(0.5, 100) | {"verified_as": "shortest path"}}}}

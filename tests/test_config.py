@@ -43,6 +43,7 @@ BAD = [
     ({"curriculum_milestones": [120.0], "curriculum_heads_to_add": [1]}, "are percent of all steps"),
     ({"curriculum_milestones": [12.0], "curriculum_heads_to_add": [-1]}, "must not be negative"),
     ({"arch__prob_detach_prev_H": 90}, "arch.prob_detach_prev_H = 90.0: is a share, from 0 to 1 (not percent)"),
+    ({"deepen__carry_steps": 3}, "deepen.carry_steps = 3: needs deepen.carry_share > 0"),
     ({"deepen__carry_share": -0.1}, "deepen.carry_share = -0.1: is a share"),
     ({"lr": "1e-3"}, "lr = '1e-3': must be of type float, is str"),
     ({"arch__hidden_size": 64.0}, "arch.hidden_size = 64.0: must be of type int, is float"),

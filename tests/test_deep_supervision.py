@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trm_jax import recursion
+from trm_jax import config, recursion
 from trm_jax.data.loading import Dataset
 from trm_jax.data.shape import Shape
 from trm_jax.evaluation import tables
@@ -179,6 +179,15 @@ def test_exploration_forbids_early_halts_as_often_and_as_long_as_it_says(given):
     for may, halted in ((True, B), (False, 2)):  # the last step is the last, whatever exploration says
         (_, (carry, _)), _ = run(contract(), eager, rows, begun([1, 2, 3, 3, 1, 2, 1, 1], may))
         assert carry.halted.sum() == halted
+
+
+def test_exploration_has_no_effect_where_there_is_one_step(given):
+    params, _, rows = given
+    c = contract(halt_exploration_prob=0.5, halt_max_steps=1)
+    config.parse(config.to_json(c.experiment))
+    assert set(np.asarray(c._earliest_halt(jax.random.key(0), SlotDraw(64, 0), 64)).tolist()) == {1, 2}
+    (_, (carry, _)), _ = run(c, params, rows, begun([1] * B, False))
+    assert carry.halted.all()
 
 
 def test_means_divide_by_what_they_are_of():

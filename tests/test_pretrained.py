@@ -141,7 +141,8 @@ def test_the_grid_of_mlp_t_comes_from_its_width():
         published_systems.infer(theirs, {})
 
 
-@pytest.mark.parametrize("file", ["rsm_sudoku", "trm_mlp_sudoku", "trm_att_sudoku", "hrm_sudoku", "direct_sudoku"])
+@pytest.mark.parametrize("file", ["rsm_sudoku", "trm_mlp_sudoku", "trm_att_sudoku", "hrm_sudoku", "direct_sudoku",
+                                  "eqr_sudoku", "fprm_sudoku"])
 def test_published_experiments_are_recognised(file):
     """At full size, without a hint: everything that the network is, and the grid."""
     e = config.parse(config.from_file(f"experiments/{file}.py"))
@@ -155,7 +156,11 @@ def test_published_experiments_are_recognised(file):
     assert found.shape == shape
     names = ["recursion", "H_layers", "L_layers", "hidden_size", "num_heads", "mlp_hidden_size", "mixer_hidden_size",
              "mlp_t", "pos_encodings", "mixer_norm_axis", "puzzle_emb_ndim", "puzzle_emb_len", "tie_head",
-             "halting_head", "forward_dtype", "supervision", "no_ACT_continue", "H_cycles", "L_cycles", "grad_calls"]
+             "halting_head", "forward_dtype", "supervision", "no_ACT_continue", "H_cycles", "L_cycles", "grad_calls",
+             "start", "start_std", "update", "update_noise", "update_noise_test", "block", "conv", "output_norm",
+             "halt_by", "halt_max_steps", "halt_exploration_prob", "grad_cycles"]
+    if file == "direct_sudoku":
+        names = [name for name in names if not name.startswith("halt_")]  # one step, which weights do not tell
     want = {name: getattr(e.arch, name) for name in names}
     if file == "rsm_sudoku":  # as its curriculum ends
         want |= {"H_cycles": 2 + sum(e.curriculum_heads_to_add), "L_cycles": 2 + sum(e.curriculum_L_to_add)}
@@ -285,7 +290,38 @@ def test_a_config_beside_the_file_must_say_what_the_experiment_says(tmp_path, su
         pub.load(theirs, other, seq_len=16)
     assert pub.load(theirs, other, seq_len=16, H_cycles=2)[0].experiment.arch.H_cycles == 2
     assert pub.load(theirs, e, seq_len=16)[0].experiment == e
+    with pytest.raises(PretrainedError, match="puzzle_emb_len is 16 there, 1 in the experiment.*--set arch.puzzle_emb_"):
+        pub.load(theirs, dataclasses.replace(e, arch=dataclasses.replace(e.arch, puzzle_emb_len=1)), seq_len=16)
+    made = pub.load(theirs, other, {"arch.H_cycles": 2, "lr": 0.25}, seq_len=16)[0].experiment
+    assert (made.arch.H_cycles, made.lr) == (2, 0.25), "fields have the last word"
     capsys.readouterr()
+
+
+def test_how_weights_were_trained_is_what_their_config_says_else_their_recipe(tmp_path, sudoku, capsys):
+    theirs, ours = str(tmp_path / "step_3.safetensors"), str(tmp_path / "ours.safetensors")
+    torch_files.write(theirs, published_names.state_dict(*sudoku.weights, sudoku.experiment.arch))
+    known = ["--seq_len=16", "--puzzle=sudoku", "--num_heads=2"]
+    assert pub.main(["import", theirs, "--out", ours, *known, "--set", "lr=0.125"]) == 0
+    e = weights_file.load(ours).experiment
+    assert (e.lr, e.beta2, e.global_batch_size, e.epochs, e.ema) == (0.125, 0.95, 768, 50_000, True), "TRM's, not RSM's"
+    warning = capsys.readouterr().err
+    assert "warning: " in warning and "H_cycles (taken: 3, set by --H_cycles), L_cycles (taken: 6" in warning
+    assert "num_heads" not in warning and warning.count("\n") == 1
+
+    arch = {"num_heads": 2, "H_cycles": 3, "L_cycles": 6, "puzzle_emb_len": 16, "forward_dtype": "float32",
+            "halt_exploration_prob": 0.25, "loss": {"name": "x", "loss_type": "softmax_cross_entropy"}}
+    saved = {"arch": arch, "lr": 0.5, "beta1": 0.75, "global_batch_size": 7, "epochs": 11, "ema": False, "seed": 5,
+             "data_paths": ["x"], "project_name": "y"}
+    (tmp_path / "all_config.yaml").write_text(json.dumps(saved))  # JSON is YAML
+    for experiment in (None, sudoku.experiment):
+        e = pub.load(theirs, experiment, seq_len=16, **({} if experiment else {"puzzle": "sudoku"}))[0].experiment
+        assert (e.lr, e.beta1, e.global_batch_size, e.epochs, e.ema, e.seed) == (0.5, 0.75, 7, 11, False, 5)
+        assert e.arch.loss.loss_type == "softmax_cross_entropy"
+    assert pub.main(["import", theirs, "--out", ours, "--seq_len=16", "--puzzle=sudoku"]) == 0
+    assert "warning" not in capsys.readouterr().err, "all of it is known"
+    (tmp_path / "all_config.yaml").write_text(json.dumps(saved | {"lr": "fast"}))
+    assert pub.main(["import", theirs, "--out", ours, "--seq_len=16", "--puzzle=sudoku"]) == 2
+    assert "lr = 'fast': must be of type float" in capsys.readouterr().err
 
 
 def test_from_ours_to_theirs_and_back_on_the_command_line(tmp_path, sudoku, capsys):

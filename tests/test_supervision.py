@@ -163,3 +163,25 @@ def test_loss_is_the_sum_over_examples_and_unlabelled_ones_do_not_count(given):
     labels = np.asarray(labels)
     right = np.asarray(logits).argmax(-1) == labels
     assert sums.exact_accuracy == sum(right[i, labels[i] != losses.IGNORE].all() for i in range(B) if i != 2)
+
+
+def test_a_slot_is_released_when_its_answer_is_right_or_its_time_is_over(given):
+    """Wrong for less than K steps: kept for sure. Right: kept with carry_keep_prob. K steps: released."""
+    params, fixed, rows = given
+    c, new = contract(carry_share=0.75, carry_keep_prob=0.0, carry_steps=3), batch(0)
+    jax.tree.map(np.testing.assert_array_equal, begin(c, fixed, c.initial_carry(B), new).batch, new)
+    steps, right = jnp.asarray([0, 1, 2, 3, 4, 1, 1, 1], jnp.int32), jnp.asarray([False] * 5 + [True, False, False])
+    carry = held()._replace(steps=steps, right=right)
+    start = begin(c, fixed, carry, new)
+    assert kept(start, carry, new, c.model.initial_latents(fixed, B)) == [True] * 3 + [False] * 5, "3, 4: K; 5: right"
+    np.testing.assert_array_equal(start.steps, [0, 1, 2] + [0] * 5)
+    always = contract(carry_share=1.0, carry_keep_prob=1.0, carry_steps=3)
+    assert kept(begin(always, fixed, carry, new), carry, new, c.model.initial_latents(fixed, B)) == [
+        True] * 3 + [False] * 2 + [True] * 3, "with probability 1 right ones are kept too"
+    _, (after, sums) = jax.jit(c.loss, static_argnums=4)(params, rows, start, np.int32(2), L, jax.random.key(0))
+    np.testing.assert_array_equal(after.steps, start.steps + 1)
+    assert after.right.dtype == bool and float(sums.exact_accuracy) == np.asarray(after.right).sum()
+    x = c.model.embed(params, start.batch.inputs, rows)
+    y = recursion.unroll(c.model.core(params), start.latents, x, 2, L).y
+    answers = np.asarray(c.model.logits(params, y)).argmax(-1)
+    np.testing.assert_array_equal(after.right, np.all(answers == np.asarray(start.batch.labels), axis=1))

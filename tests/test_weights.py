@@ -14,6 +14,7 @@ from tests import tiny
 from trm_jax import config, puzzles
 from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
+from trm_jax.data.shape import Shape
 from trm_jax.evaluation.scores import BEST
 from trm_jax.jobs import evaluate
 from trm_jax.models.network import Weights
@@ -240,6 +241,26 @@ def test_evaluating_a_file_under_another_config_names_the_fields(tmp_path, expor
         evaluate.evaluate_file(other, tmp_path, tmp_path / "w")
     assert "arch.hidden_size: the file has 16, now 32" in str(caught.value)
     assert "lr" not in str(caught.value) and "data.path" not in str(caught.value), "they change no answer"
+
+
+def test_what_changes_no_answer_is_not_asked():
+    def asked(shape=Shape(16, 6), **arch):
+        return evaluate.asked(config.Experiment(arch=dataclasses.replace(config.Arch(puzzle_emb_len=1), **arch)), shape)
+    plain = asked()
+    for same in ({"H_cycles": 8}, {"L_cycles": 5}, {"num_heads": 4}, {"expansion": 1.0, "mlp_hidden_size": 1536},
+                 {"puzzle_emb_len": 0}, {"remat": False}, {"halt_max_steps": 3}, {"start_std": 3.0},
+                 {"solver_patience": 9}, {"halt_residual": 0.5}):
+        found = asked(**same)
+        assert {n: (plain[n], found.get(n)) for n in plain if plain[n] != found.get(n)} == {}, same
+    for other in ({"rms_norm_eps": 1e-6}, {"mixer_norm_axis": "token"}, {"update": "damped"}, {"puzzle_emb_len": 2},
+                  {"forward_dtype": "float32"}, {"mlp_hidden_size": 512}, {"start": "random"}):
+        found = asked(**other)
+        [name] = other
+        assert plain[f"arch.{name}"] != found[f"arch.{name}"]
+    deep = {"supervision": "deep", "prob_detach_prev_H": 1.0}
+    assert asked(**deep)["arch.H_cycles"] == 2 and asked(**deep, test_H_cycles=3)["arch.H_cycles"] == 3
+    assert asked(**deep, L_cycles=4)["arch.L_cycles"] == 4
+    assert asked(mlp_t=False)["arch.num_heads"] == 8
 
 
 def test_rows_of_the_table_are_evaluated_by_the_names_of_their_puzzles(tmp_path, exported):

@@ -112,6 +112,9 @@ class Deepen:
 
     carry_share: float = 0.0  # share of the batch's slots that may keep puzzle and latents for the next step
     carry_keep_prob: float = 0.9  # probability that such a slot does keep them
+    # Release by correctness: it keeps them while its answer is wrong, for so many steps at most, and with
+    # carry_keep_prob (then a small one) when it is right. 0: with carry_keep_prob, right or wrong.
+    carry_steps: int = 0
     tail_prob: float = 0.0  # probability of a step whose H is drawn log-uniformly from H to tail_max_H
     tail_max_H: int = 64
 

@@ -31,7 +31,7 @@ def impossible(e: Experiment) -> list[str]:
     _impossible_update(e, need)
     _impossible_supervision(e, need)
     for name in ("arch.H_layers", "arch.grad_calls", "arch.puzzle_emb_ndim", "arch.puzzle_emb_len",
-                 "arch.mlp_hidden_size", "arch.mixer_hidden_size", "seed", "total_steps", "lr_warmup_steps",
+                 "arch.mlp_hidden_size", "arch.mixer_hidden_size", "deepen.carry_steps", "seed", "total_steps", "lr_warmup_steps",
                  "eval.interval_steps", "eval.max_examples", "eval.restarts", "eval.sigma", "grad_clip_norm",
                  "transition_lr_warmup_steps", "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay",
                  "optimizer_reset_scale", "puzzle_emb_lr", "lr"):
@@ -63,6 +63,7 @@ def impossible(e: Experiment) -> list[str]:
         need(list(m) == sorted(set(m)), milestones, "must ascend")
         need(all(x >= 0 for x in a), amounts, "must not be negative")
     deepest = e.arch.H_cycles + sum(e.curriculum_heads_to_add)
+    need(e.deepen.carry_steps == 0 or e.deepen.carry_share > 0, "deepen.carry_steps", "needs deepen.carry_share > 0")
     need(e.deepen.tail_prob == 0 or e.deepen.tail_max_H >= deepest, "deepen.tail_max_H",
          f"must be at least the H that the curriculum ends at, {deepest}")
     need(len(e.eval.H_test) > 0 and all(h >= 1 for h in e.eval.H_test), "eval.H_test", "needs entries of at least 1")

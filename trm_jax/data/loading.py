@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import jax
 
@@ -11,6 +12,8 @@ from trm_jax.config import Experiment
 from trm_jax.data import dataset
 from trm_jax.data.shape import Shape
 from trm_jax.runtime import distributed
+
+TEST_PUZZLES = "test_puzzles.json"  # ARC: the tasks that are tested, with their answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Dataset:
             raise dataset.DatasetError(f"arch.rope_columns = {columns}, but the grids of {d.path} have "
                                        f"{domain.grid[1]} "
                                      "columns")
+        if domain.identifies_tasks and not (pathlib.Path(d.path) / TEST_PUZZLES).is_file():
+            raise dataset.DatasetError(f"{d.path} has no {TEST_PUZZLES} (HRM's build writes none), without which no answer "
+                                       f"can be scored; take another data.path, and make it with {d.how_to_make}")
         return cls(train, test, domain)
 
     @property

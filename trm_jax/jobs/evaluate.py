@@ -14,10 +14,12 @@ import numpy as np
 from trm_jax import config
 from trm_jax.data import dataset
 from trm_jax.data.loading import Dataset
+from trm_jax.data.shape import Shape
 from trm_jax.evaluation.evaluator import Evaluator
 from trm_jax.evaluation.tables import table
 from trm_jax.inference import arc_voting
-from trm_jax.models.network import Weights
+from trm_jax.models.layers import swiglu_hidden
+from trm_jax.models.network import Weights, prefix_len
 from trm_jax.puzzles.domain import puzzle_of
 from trm_jax.runtime import distributed, files
 from trm_jax.training import puzzle_table, run_folder
@@ -73,9 +75,31 @@ def evaluate(experiment: config.Experiment, workdir: str | os.PathLike[str],
 
 
 # Fields of the network that training alone looks at.
-NOT_ASKED = tuple(f"arch.{name}" for name in (
-    "loss.loss_type", "remat", "attention", "grad_calls", "grad_cycles", "prob_detach_prev_H", "halt_exploration_prob",
-    "halt_max_steps", "step_loss_decay", "update_noise", "solver_decay"))
+NOT_ASKED = ("loss", "remat", "attention", "grad_calls", "grad_cycles", "prob_detach_prev_H", "halt_exploration_prob",
+             "halt_max_steps", "step_loss_decay", "update_noise", "solver_decay")
+
+
+def asked(experiment: config.Experiment, shape: Shape) -> dict[str, Any]:
+    """What a config says that changes an answer, by dotted names; sizes and numbers of cycles as they come out."""
+    a, e = experiment.arch, experiment
+    arch = config.to_json(e)["arch"]
+    tokens = shape.seq_len + prefix_len(a)
+    arch |= {"mlp_hidden_size": a.mlp_hidden_size or swiglu_hidden(a.hidden_size, a.expansion),
+             "mixer_hidden_size": a.mixer_hidden_size or swiglu_hidden(tokens, a.expansion),
+             "puzzle_emb_len": prefix_len(a), "H_cycles": a.test_H_cycles or a.H_cycles,
+             "L_cycles": a.L_cycles + sum(e.curriculum_L_to_add)}
+    grows = a.supervision == "terminal" and a.recursion != "multi_z"  # how far, the weights tell and H_test asks
+    meaningless = {
+        "expansion": True, "test_H_cycles": True, "H_cycles": a.supervision == "terminal", "L_cycles": grows,
+        "num_heads": a.mixer != "attention", "mixer_hidden_size": a.mixer == "attention",
+        "rope_theta": a.pos_encodings != "rope", "rope_columns": a.pos_encodings != "rope",
+        "start_std": a.start != "random", "update_share": a.update != "damped",
+        "solver_patience": a.update != "solver", "solver_decay_test": a.update != "solver",
+        "solver_min_size": a.update != "solver",
+        "halt_residual": a.update != "solver" and not e.eval.stop_halted,
+        "halt_by": not e.eval.stop_halted, "no_ACT_continue": not e.eval.stop_halted}
+    return {"data.puzzle": e.data.puzzle, **{f"arch.{name}": value for name, value in arch.items()
+                                             if name not in NOT_ASKED and not meaningless.get(name)}}
 
 
 def rows_by_name(export: weights_file.Export, data: Dataset, experiment: config.Experiment) -> weights_file.Export:
@@ -105,11 +129,18 @@ def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike[str]
       WeightsError: listing every field that changes an answer in which it differs from the file's own config; or
         identifiers of the dataset that the file has not learned.
     """
+<<<<<<< HEAD
     place = weights_file.locate(path)
     export, data, mesh = weights_file.read(place), Dataset.load(experiment), distributed.data_mesh()
     theirs, ours = config.to_json(export.experiment), config.to_json(experiment)
     found = {name: pair for name, pair in config.differences(theirs, ours).items()
              if name == "data.puzzle" or name.startswith("arch.") and name not in NOT_ASKED}
+=======
+    export, data, mesh = weights_file.load(path), Dataset.load(experiment), distributed.data_mesh()
+    trained = dataclasses.replace(export.experiment, eval=experiment.eval)
+    theirs, ours = asked(trained, export.shape), asked(experiment, data.shape)
+    found = {name: (theirs[name], ours[name]) for name in theirs if name in ours and theirs[name] != ours[name]}
+>>>>>>> 34c25cf (Relatives: release by correctness, compare by FLOPs and by own settings, import believes and checks the saved config; ARC folders without test puzzles are refused early)
     export = rows_by_name(export, data, experiment)
     for name, a, b in (*((f"dataset {k}", v, getattr(data.shape, k)) for k, v in export.shape.sizes.items()),
                        ("dataset puzzle", puzzle_of(export.domain), puzzle_of(data.domain))):

@@ -1,15 +1,19 @@
-"""Several systems side by side: the same wall-clock of training, data and seeds; one table and one plot.
+"""Several systems side by side, each run in a process of its own, with the same seeds; one table and one plot.
 
     python -m trm_jax compare --minutes=2 --seeds=0,1,2 --out=runs/compare \\
         --configs=experiments/trm_mlp_sudoku.py:quick,experiments/rsm_sudoku.py:quick
+    python -m trm_jax compare --flops=6e11 --out=runs/compare --configs=...
+    python -m trm_jax compare --own --out=runs/compare --configs=...
 
-Every run trains for --minutes in a process of its own; compiling and evaluating are not counted, and are reported.
-Leave the machine alone meanwhile: what else runs on it is taken for slowness. Finished runs are kept when the same
+--minutes: the same data and so many minutes of training each; compiling and evaluating are not counted, and are
+reported. Leave the machine alone meanwhile: what else runs on it is taken for slowness. --flops: the same data and so
+many floating-point operations of matrix products in training, whatever else the machine does. --own: each config as it
+is, with the length and the data of its own. Finished runs are kept when the same
 command is given again, and an unfinished one continues. OUT holds table.md, results.json, comparison.png (that with
 matplotlib: pip install 'trm_jax[plot]') and a folder for every system, with the folders of its runs.
 
-The length of a run. A schedule that is cut off by a clock is not the schedule. So the time of a step is measured
-first, in every stage of the curriculum and once for all seeds, and total_steps is what fits into the minutes: each
+The length of a run by --minutes. A schedule that is cut off by a clock is not the schedule. So the time of a step is
+measured first, in every stage of the curriculum and once for all seeds, and total_steps is what fits into the minutes: each
 cosine ends, and each curriculum is complete, when its time is over. Warm-ups keep their share of the run. A run that
 turns out slower than measured is stopped when it has had its time, short of the end of its schedule, and is named
 below the table; a faster one ends early. The table gives steps done, steps planned, and seconds. All else, such as
@@ -27,6 +31,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -66,7 +71,8 @@ class CompareError(UserError):
 class Terms:
     """What must be equal for runs to be comparable, and to be continued."""
 
-    minutes: float
+    minutes: float  # of training; 0: by flops
+    flops: float  # of training; both 0: as long as the config says
     evaluations: int  # on the way, at equal numbers of steps; the last one is of the finished run
     calls: int  # core calls per puzzle, at most, of the figures over time
     examples: int  # test puzzles of the final evaluation; 0: all
@@ -75,7 +81,13 @@ class Terms:
 
     @property
     def seconds(self) -> float:
-        return 60 * self.minutes
+        """Of training, at most."""
+        return 60 * self.minutes or math.inf
+
+    @property
+    def own(self) -> bool:
+        """Is each config as it is, on data of its own?"""
+        return not (self.minutes or self.flops)
 
 
 class Entry(NamedTuple):
@@ -91,8 +103,8 @@ def core_calls(arch: config.Arch, H_test: int, L: int) -> int:
     return H_test * (arch.H_cycles if arch.supervision == "deep" else 1) * (L + 1)
 
 
-def entries(names: Sequence[str], changes: dict[str, Any], out: Path) -> list[Entry]:
-    """Raises CompareError or ConfigError: unknown, twice, or not on the same data."""
+def entries(names: Sequence[str], changes: dict[str, Any], out: Path, own: bool = False) -> list[Entry]:
+    """Raises CompareError or ConfigError: unknown, twice, or not on the same data (unless `own`)."""
     made = []
     for name in names:
         experiment = config.with_fields(config.parse(config.from_file(name)), changes)
@@ -102,7 +114,7 @@ def entries(names: Sequence[str], changes: dict[str, Any], out: Path) -> list[En
     if twice := sorted({entry.name for entry in made if sum(entry.name == e.name for e in made) > 1}):
         raise CompareError(f"--configs has {', '.join(twice)} more than once")
     first = dataclasses.replace(made[0].experiment.data, make=config.Make())
-    for entry in made[1:]:
+    for entry in () if own else made[1:]:
         data = dataclasses.replace(entry.experiment.data, make=config.Make())
         if data != first:
             differ = [f"data.{f.name} ({getattr(first, f.name)!r} and {getattr(data, f.name)!r})"
@@ -116,15 +128,19 @@ def entries(names: Sequence[str], changes: dict[str, Any], out: Path) -> list[En
 
 
 def measure_pace(raw: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Seconds of a step in every stage of the curriculum, and how long the config's own run is.
+    """Seconds of a step in every stage of the curriculum, its operations, and how long the config's own run is.
 
     Args:
-      seconds: to spend on it, without compiling.
+      seconds: to spend on it, without compiling. 0: nothing is timed.
     """
     experiment = config.parse(raw)
     data, mesh = Dataset.load(experiment), distributed.data_mesh()
     distributed.check_batch(experiment.global_batch_size, mesh)
     system = System(experiment, data.shape, PACE_STEPS)
+    known = {"own_steps": total_steps(experiment, data.train.metadata),
+             "flops_per_step": experiment.global_batch_size * _train_flops(system, PACE_STEPS)}
+    if not seconds:
+        return known
     timed, batches, state = [], train.stream(experiment, data), step_lib.place(system, mesh)
     compiled = step_lib.Compiler(system, mesh, say)
     stages = system.curriculum.stages()
@@ -145,9 +161,15 @@ def measure_pace(raw: dict[str, Any], seconds: float) -> dict[str, Any]:
         took = (time.perf_counter() - begun) / steps
         timed.append({"share": (last - first + 1) / PACE_STEPS, "H": H, "L": L, "seconds_per_step": took})
     batches.close()
-    return {"stages": timed, "own_steps": total_steps(experiment, data.train.metadata),
+    return {"stages": timed, **known,
             "seconds_per_step": sum(stage["share"] * stage["seconds_per_step"] for stage in timed),
             "compile_seconds": compiled.seconds, "device": distributed.device_description()}
+
+
+def _train_flops(system: System, steps: int) -> float:
+    """Of one training example, mean over the first `steps` steps."""
+    return sum((min(b, steps) - a + 1) * system.train_flops_per_example(H, L)
+               for a, b, H, L in system.curriculum.stages() if a <= steps) / steps
 
 
 def train_and_measure(raw: dict[str, Any], depths: Sequence[int], workdir: str, settings: Terms) -> None:
@@ -169,15 +191,20 @@ def _measured(experiment: Experiment, workdir: str, during: list, after: dict[st
     steps = last["step"]
     return {
         "parameters": after["parameter_count"], "batch": experiment.global_batch_size,
-        "steps": steps, "planned_steps": experiment.total_steps,
+        "steps": steps, "planned_steps": system.total_steps,
         "train_seconds": last["train_seconds"], "compile_seconds": last["compile_seconds"],
         "evaluation_seconds": sum(result["seconds"] for result in (*during, after)),
         "examples_per_second": steps * experiment.global_batch_size / last["train_seconds"],
+<<<<<<< HEAD
         "train_flops_per_example": system.train_flops(1, steps) / (steps * experiment.global_batch_size),
         "peak_memory": peak, "peak_memory_of": where,
+=======
+        "train_flops_per_example": _train_flops(system, steps), "peak_memory": peak, "peak_memory_of": where,
+>>>>>>> 34c25cf (Relatives: release by correctness, compare by FLOPs and by own settings, import believes and checks the saved config; ARC folders without test puzzles are refused early)
         "curve": [{"step": r["step"], "train_seconds": r["train_seconds"], **_figure(arch, r["figures"][-1])}
                   for r in during],
         "depth": [_figure(arch, figure) for figure in after["figures"]],
+        **({"solved": after["solved"]} if "solved" in after else {}),
         **{name: after[name] for name in ("dataset", "examples", "sample", "verified_as", "device", "versions",
                                          "finished")}}
 
@@ -215,10 +242,15 @@ def _end_with_parent() -> None:
 def plan(entry: Entry, seed: int, pace: dict[str, Any], settings: Terms) -> dict[str, Any]:
     """The config of a run as long as its time, evaluated on the way at one depth."""
     e = entry.experiment
-    steps = int(settings.seconds / pace["seconds_per_step"])
+    steps = pace["own_steps"]
+    if settings.minutes:
+        steps = int(settings.seconds / pace["seconds_per_step"])
+    elif settings.flops:
+        steps = int(settings.flops / pace["flops_per_step"])
     if steps < 2 * settings.evaluations:
-        raise CompareError(f"{entry.name} does {steps} steps in {settings.minutes:g} minutes, too few for "
-                           f"{settings.evaluations} evaluations: give more --minutes")
+        within = f"{settings.minutes:g} minutes" if settings.minutes else f"{settings.flops:g} FLOP"
+        raise CompareError(f"{entry.name} does {steps} steps{f' in {within}' * (not settings.own)}, too few for "
+                           f"{settings.evaluations} evaluations: give more --minutes or --flops, or fewer of those")
     between = -(-steps // settings.evaluations)
     lines = -(-between // LINES)
     between = -(-between // lines) * lines  # evaluations are where lines are, so that the clock is read exactly
@@ -244,15 +276,15 @@ def pace_of(entry: Entry, settings: Terms) -> dict[str, Any]:
         known = files.read_json(path)
         run_folder.require_same(entry.folder, known["config"], raw, "Give another --out to compare these")
         return known
-    say(f"{entry.name}: measuring the time of a step")
-    pace = alone(measure_pace, raw, PACE_SHARE * settings.seconds)
+    say(f"{entry.name}: measuring a step")
+    pace = alone(measure_pace, raw, PACE_SHARE * 60 * settings.minutes)
     files.write_json(path, {**pace, "config": raw})
     return pace
 
 
 def compare(names: Sequence[str], seeds: Sequence[int], settings: Terms, out: Path) -> dict[str, Any]:
     """Runs what is missing, seed by seed, and writes table, results and plot after every run."""
-    systems = entries(names, settings.changes, out)
+    systems = entries(names, settings.changes, out, settings.own)
     claim(out, settings)
     paces = {entry.name: pace_of(entry, settings) for entry in systems}
     plans = {(entry.name, seed): plan(entry, seed, paces[entry.name], settings) for seed in seeds for entry in systems}
@@ -290,14 +322,18 @@ def gather(systems: Sequence[Entry], seeds: Sequence[int], settings: Terms) -> d
         runs = {seed: files.read_json(path) for seed, path in runs.items() if path.is_file()}
         if runs:
             found[entry.name] = runs
-    return {"settings": dataclasses.asdict(settings), "systems": found}
+    return {"settings": {**dataclasses.asdict(settings), "own": settings.own}, "systems": found}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments.Parser("python -m trm_jax compare", __doc__)
     parser.add_argument("--configs", required=True, type=arguments.listed(arguments.text),
                         help="experiments, each with its variant, with commas between")
-    parser.add_argument("--minutes", type=arguments.number(above=True), required=True, help="of training, for each run")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--minutes", type=arguments.number(above=True), default=0.0, help="of training, for each run")
+    length.add_argument("--flops", type=arguments.number(most=1e30, above=True), default=0.0,
+                        help="of training, for each run")
+    length.add_argument("--own", action="store_true", help="each config with its own length and data")
     parser.add_argument("--seeds", type=arguments.listed(arguments.integer(0, arguments.SEEDS)), default=(0, 1, 2),
                         help="with commas between (0,1,2)")
     arguments.add_out(parser, "folder of the comparison")
@@ -314,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> None:
-        settings = Terms(args.minutes, args.evaluations, args.calls, args.examples, args.examples_during,
+        settings = Terms(args.minutes, args.flops, args.evaluations, args.calls, args.examples, args.examples_during,
                          config.read_fields(args.set))
         out = Path(args.out)
         results = compare(args.configs, sorted(set(args.seeds)), settings, out)

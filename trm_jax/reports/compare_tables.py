@@ -19,10 +19,19 @@ def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a row per system, the mean over seeds with the lowest and highest in brackets."""
+    """Markdown: a row per system, the mean over seeds with the lowest and highest in brackets.
+
+    Exact at every depth where all systems have the same ones, else at two.
+    """
     settings, also = results["settings"], other_share(results)
-    head = ["system", f"exact %, at most {settings['calls']} core calls", *[f"{also} %"] * bool(also), "its depth",
-            "exact %, deepest", *[f"{also} %"] * bool(also), "its depth",
+    every = [run for by_seed in results["systems"].values() for run in by_seed.values()]
+    alike = len({tuple(figure["calls"] for figure in run["depth"]) for run in every}) == 1 < len(every[0]["depth"])
+    depths = [f"H {figure['H_test']}" for figure in every[0]["depth"]]
+    tries = max((run["solved"]["restarts"] for run in every if "solved" in run), default=0)
+    head = ["system", *([f"exact %, {depths[0]}", *depths[1:]] if alike and not also else
+                        [f"exact %, at most {settings['calls']} core calls", *[f"{also} %"] * bool(also), "its depth",
+                         "exact %, deepest", *[f"{also} %"] * bool(also), "its depth"]),
+            *[f"verified %, at most {tries} tries"] * bool(tries), *["data", "exact of"] * settings.get("own", False),
             "parameters", "FLOP per example, training", "FLOP per example, test", "examples/s", "batch", "steps",
             "training s", "compiling s", "evaluating s", "peak memory"]
     rows = []
@@ -33,8 +42,15 @@ def table(results: dict[str, Any]) -> str:
 
         def over(show, *path, runs=runs):
             return spread([run[path[0]] for run in runs], show)
+        exact = [*_shares(at, also), _depth(at[0]), *_shares(deep, also), _depth(deep[0])]
+        if alike and not also:
+            exact = [_shares([run["depth"][i] for run in runs], "")[0] for i in range(len(depths))]
+        if tries:
+            exact.append(spread([run["solved"]["verified"] for run in runs], percent) if "solved" in first else "-")
+        if settings.get("own"):
+            exact += [first["dataset"], f"{first['examples']:,}"]
         rows.append([
-            name, *_shares(at, also), _depth(at[0]), *_shares(deep, also), _depth(deep[0]), f"{first['parameters']:,}",
+            name, *exact, f"{first['parameters']:,}",
             over(human, "train_flops_per_example"), human(at[0]["flops_per_example"]),
             over("{:,.0f}".format, "examples_per_second"), str(first["batch"]),
             over("{:,.0f}".format, "steps") + f" of {first['planned_steps']:,}", over("{:.0f}".format, "train_seconds"),
@@ -72,13 +88,19 @@ def provenance(results: dict[str, Any]) -> list[str]:
     cut = [f"{name} seed {seed} at {run['steps'] / run['planned_steps']:.0%}"
            for name, by_seed in results["systems"].items() for seed, run in by_seed.items()
            if run["steps"] < CUT * run["planned_steps"]]
+    how = "each config as it is, with its own length and data,"
+    if s["minutes"]:
+        how = f"{s['minutes']:g} minutes of training each"
+    elif s.get("flops"):
+        how = f"{human(s['flops'], 'FLOP')} of matrix products in training each,"
     return [
-        f"{s['minutes']:g} minutes of training each on {', '.join(facts[2])}, without compiling and evaluating; "
+        f"{how} on {', '.join(facts[2])}, without compiling and evaluating; "
         f"{', '.join(facts[0])}; seeds {', '.join(map(str, seeds))}: mean (lowest to highest).",
         f"Exact: share of {', '.join(f'{n:,}' for n in facts[1])} test puzzles solved without a wrong cell. "
         "Core calls: passes through one network for one puzzle.",
-        "total_steps is what fits into the time by a measurement beforehand, so that each learning-rate schedule and "
-        "curriculum ends with it; warm-ups keep their share of the run.",
+        *["total_steps is what fits into the time by a measurement beforehand, so that each learning-rate schedule and "
+          "curriculum ends with it; warm-ups keep their share of the run."] * bool(s["minutes"]),
+        *[f"Set in every config: {name} = {value!r}." for name, value in s.get("changes", {}).items()],
         ", ".join(f"{name} {version}" for name, version in versions.items())
         + f"; {max(run['finished'] for run in runs)}",
         *([f"**Slower than measured, stopped short of the end of their schedules:** {', '.join(cut)}."] * bool(cut))]

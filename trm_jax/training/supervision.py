@@ -45,6 +45,8 @@ class SlotContents(NamedTuple):
 
     batch: Batch
     latents: AnyLatents
+    steps: Any = ()  # int32 [B], training steps that the puzzle has had; () where nobody asks (deepen.carry_steps)
+    right: Any = ()  # bool [B], was it answered rightly in the last of them? likewise
 
 
 class Sums(NamedTuple):
@@ -120,7 +122,8 @@ class Terminal:
 
     Ours, off by default (`deepen` in the config), because states deeper than H are otherwise never trained on
     and right answers need not stay right there:
-    - a share of the slots keeps its puzzle and its detached latents for the next step with some probability;
+    - a share of the slots keeps its puzzle and its detached latents for the next step with some probability, or
+      (carry_steps) while its answer is wrong, and with that probability when it is right;
     - a share of the steps draws H log-uniformly from the curriculum's H up to tail_max_H.
     """
 
@@ -129,13 +132,21 @@ class Terminal:
 
     def initial_carry(self, batch_size: int) -> Any:
         """SlotContents of empty puzzles, or () where nothing is ever kept."""
-        return empty_slots(self.model, batch_size) if self.experiment.deepen.carry_share else ()
+        deepen = self.experiment.deepen
+        if not deepen.carry_share:
+            return ()
+        return self._counted(empty_slots(self.model, batch_size), jnp.zeros((batch_size,), jnp.int32),
+                             jnp.zeros((batch_size,), bool))
+
+    def _counted(self, slots: SlotContents, steps: Any, right: Any) -> SlotContents:
+        """With what release by correctness asks for, where that is on."""
+        return slots._replace(steps=steps, right=right) if self.experiment.deepen.carry_steps else slots
 
     def batch_axes(self) -> Any:
         """Like a carry, with the axis of each of its arrays that is the batch's."""
         if not self.experiment.deepen.carry_share:
             return ()
-        return SlotContents(Batch(0, 0, 0), jax.tree.map(lambda _: 1, latents_like(self.model, 1)))
+        return self._counted(SlotContents(Batch(0, 0, 0), jax.tree.map(lambda _: 1, latents_like(self.model, 1))), 0, 0)
 
     def begin(self, fixed, carry, batch: Batch, key: Array, draw: SlotDraw) -> SlotContents:
         b = batch.inputs.shape[0]
@@ -145,9 +156,13 @@ class Terminal:
         deepen = self.experiment.deepen
         may = draw.indices(b) < round(deepen.carry_share * draw.global_batch_size)
         held = jnp.any(carry.batch.labels != losses.IGNORE, axis=1)  # nothing is held before the first step
-        keep = may & held & draw.bernoulli(key, deepen.carry_keep_prob, b)
-        return SlotContents(recursion.select(keep, carry.batch, batch, 0),
-                     recursion.select(keep, carry.latents, fresh.latents, 1))
+        keep = draw.bernoulli(key, deepen.carry_keep_prob, b)
+        if deepen.carry_steps:
+            keep = (carry.steps < deepen.carry_steps) & (keep | ~carry.right)
+        keep = may & held & keep
+        return self._counted(SlotContents(recursion.select(keep, carry.batch, batch, 0),
+                                          recursion.select(keep, carry.latents, fresh.latents, 1)),
+                             jnp.where(keep, carry.steps, 0) if deepen.carry_steps else (), carry.right)
 
     def depth(self, H: Array, key: Array) -> Array:
         """H of this step: the curriculum's, or with tail_prob log-uniform from there to tail_max_H."""
@@ -181,7 +196,10 @@ class Terminal:
         scores = losses.scores(jnp.argmax(logits, axis=-1), start.batch.labels)
         sums = Sums(count=jnp.sum(scores.valid, dtype=jnp.float32), loss=loss,
                     cell_accuracy=jnp.sum(scores.cell), exact_accuracy=jnp.sum(scores.exact, dtype=jnp.float32))
-        carry = () if not self.experiment.deepen.carry_share else SlotContents(start.batch, lax.stop_gradient(latents))
+        carry = ()
+        if self.experiment.deepen.carry_share:
+            steps = start.steps + 1 if self.experiment.deepen.carry_steps else ()
+            carry = self._counted(SlotContents(start.batch, lax.stop_gradient(latents)), steps, scores.exact)
         return loss, (carry, lax.stop_gradient(sums))
 
     def train_flops(self, H: int, L: int) -> int:

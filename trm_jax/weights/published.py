@@ -8,7 +8,9 @@
 FILE is what those projects save: a state dict, or RSM's dict around one; .safetensors as well. Weights do not tell
 everything: the number of heads, H_cycles and L_cycles and some more come from the options here, else from the
 config that was saved in the file or lies beside it (all_config.yaml), else from the published Sudoku recipe; `show`
-says which. With --config all of it is the experiment's, and trm_jax.main --mode=evaluate --weights takes the result.
+says which, and import warns where heads, H_cycles or L_cycles are a guess. With --config all of it is the
+experiment's, and what was saved must not contradict it. How the weights were trained is taken from what was saved, else
+from the recipe. Any field can be set: --set FIELD=VALUE.
 
 PyTorch keeps linear weights as [out, in]; ours are [in, out].
 """
@@ -29,6 +31,7 @@ from trm_jax.data.shape import Shape
 from trm_jax.models.network import Model, Weights
 from trm_jax.runtime import arguments, distributed
 from trm_jax.runtime.errors import guarded
+from trm_jax.runtime.progress import say
 from trm_jax.weights import torch_files
 from trm_jax.weights.published_names import (
     TABLE,
@@ -45,15 +48,18 @@ from trm_jax.weights.published_names import (
 # The command. It stands above the whole library, so what it needs of the upper floors is imported where it is used.
 
 
-def load(path: str | os.PathLike[str], experiment: config.Experiment | None = None, **given: Any):
+def load(path: str | os.PathLike[str], experiment: config.Experiment | None = None,
+         fields: Mapping[str, Any] | None = None, **given: Any):
     """(weights.Export, Inferred) of a published file.
 
     Args:
       experiment: whose weights they are. None: one that is inferred, fit for answering puzzles.
+      fields: of the config, by dotted names, that are otherwise than all else says.
       given: fields of UNTOLD; seq_len; puzzle; identifiers, the dataset folder (theirs or ours) that names the rows of
         the puzzle table, which ARC's weights are worth nothing without.
 
-    What the config saved beside the file says of these fields must be what the experiment says, unless given.
+    What the config saved beside the file says of the network must be what the experiment says, unless given; what it
+    says of training is taken.
 
     Raises PretrainedError, FileError, ConfigError or PuzzleError.
     """
@@ -63,18 +69,25 @@ def load(path: str | os.PathLike[str], experiment: config.Experiment | None = No
     if ours.KEY in contents.extras:
         raise PretrainedError(f"{path} is a file of trm_jax.weights already")
     puzzle, folder = given.pop("puzzle", None), given.pop("identifiers", None)
+    fields = dict(fields or {})
+    given |= {name: value for name in published_systems.UNTOLD if (value := fields.get(f"arch.{name}")) is not None}
     saved = published_systems.saved_config(path, contents.extras) or None
+    training = published_systems.saved_training(path, contents.extras)
     if experiment is None:
         found = published_systems.infer(contents.weights, given, saved)
         domain = _domain(found.shape, puzzle)
-        experiment = config.parse({"arch": dataclasses.asdict(found.arch), "data": {"puzzle": domain.name}})
+        raw = {"arch": dataclasses.asdict(found.arch), "data": {"puzzle": domain.name},
+               **published_systems.TRAININGS[found.system]}
+        experiment = config.with_fields(raw, training | fields)
+        found = found._replace(arch=experiment.arch, origins={
+            **found.origins, **{name[5:]: "an option" for name in fields if name.startswith("arch.")}})
         L = found.arch.L_cycles
     else:
         seq_len, raw = given.pop("seq_len", None), config.to_json(experiment)
         given = {name: value for name, value in given.items() if value is not None}
         raw["arch"] |= given
         _require_saved(path, saved or {}, raw["arch"], given)
-        experiment = config.parse(raw)
+        experiment = config.with_fields(raw, training | fields)
         domain = _configured_domain(experiment, seq_len)
         bare = strip_prefixes(contents.weights)
         rows = bare[TABLE].shape[0] if TABLE in bare else 1
@@ -96,21 +109,24 @@ def load(path: str | os.PathLike[str], experiment: config.Experiment | None = No
 
 
 def _require_saved(path, saved: Mapping[str, Any], arch: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raises where the config that the published program saved says otherwise than the experiment."""
+    """Raises where the config that the published program saved says otherwise of the network than the experiment."""
     from trm_jax.weights.published_systems import UNTOLD
-    moot = ("pos_encodings",) if arch["mlp_t"] else ()  # the published MLP-T block does not look at it
+    moot = ("pos_encodings", "num_heads") if arch["mlp_t"] else ()  # the published MLP-T block does not look at them
     if not arch["halting_head"]:
         moot += ("halt_max_steps", "no_ACT_continue")
     if arch["supervision"] == "terminal":
         moot += ("H_cycles", "L_cycles")  # they grow
-    if arch["mlp_t"]:
-        moot += ("num_heads",)
+    if arch["block"] == "pre_norm":
+        moot += ("H_cycles", "L_cycles", "no_ACT_continue")  # FPRM calls other things so
+
+    def means(name: str, value: Any) -> Any:
+        """0 prefix positions: as many as a row of the table fills."""
+        return value or -(-arch["puzzle_emb_ndim"] // arch["hidden_size"]) if name == "puzzle_emb_len" else value
     wrong = [f"{name} is {saved[name]!r} there, {arch[name]!r} in the experiment" for name in UNTOLD
-             if name in saved and name not in (*given, *moot, "puzzle_emb_len", "forward_dtype")
-             and saved[name] != arch[name]]
+             if name in saved and name not in (*given, *moot) and means(name, saved[name]) != means(name, arch[name])]
     if wrong:
         raise PretrainedError(f"the config saved with {path} contradicts --config: {'; '.join(wrong)}; take another "
-                              "experiment, or say which is right with an option (see --help)")
+                              "experiment, or say which is right, e.g. --set arch." + wrong[0].split()[0] + "=...")
 
 
 def _row_names(path, folder: str | os.PathLike[str] | None, rows: int) -> list[str]:
@@ -176,16 +192,20 @@ def show(path: str | os.PathLike[str], given: Mapping[str, Any]) -> str:
     return "\n".join([*lines, published_systems.describe(found)])
 
 
-def _import(file: str, out: str, name: str | None, given: Mapping[str, Any], dtype: str) -> str:
+def _import(file: str, out: str, name: str | None, fields: Mapping[str, Any], given: Mapping[str, Any],
+            dtype: str) -> str:
     """name: of the experiment whose weights they are; None: one is inferred."""
     from trm_jax.weights import published_systems
     from trm_jax.weights import weights_file as ours
-    export, found = load(file, config.load(name) if name else None, **given)
+    export, found = load(file, config.load(name) if name else None, fields, **given)
     ours.save(out, export, dtype)
     lines = [f"{out}: {export.model.parameter_count():,} parameters in {dtype}, L {export.metadata['L']}"]
     if not name:
-        lines += [published_systems.describe(found),
-                  "  for python -m trm_jax solve --weights; to evaluate it on a dataset, import it with --config"]
+        lines += [published_systems.describe(found), "  for python -m trm_jax solve --weights, and evaluate"]
+    if guesses := published_systems.guessed(found):
+        say("warning: neither the file nor a config beside it tells "
+                        + ", ".join(f"{n} (taken: {getattr(found.arch, n)}, set by --{n})" for n in guesses)
+                        + "; the published Sudoku recipe was taken, and with other values every answer is another")
     return "\n".join(lines)
 
 
@@ -222,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                                  + (" (8 in everything published)" if name == "num_heads" else ""))
     reads.add_argument("--config", type=arguments.text,
                        help="the experiment whose weights they are, e.g. trm_mlp_sudoku")
+    reads.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                       help="a field of the config that is otherwise, e.g. arch.rope_theta=500000; repeatable")
     reads.add_argument("--puzzle", help="sudoku, maze or arc, where grid and vocabulary do not tell")
     reads.add_argument("--identifiers", metavar="FOLDER", type=arguments.text, help="ARC: the dataset folder that the "
                        "weights were trained on, theirs or ours; its identifiers.json names the puzzle table's rows")
@@ -237,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.what == "show":
             print(show(args.file, given))
         elif args.what == "import":
-            print(_import(args.file, args.out, args.config, given, args.dtype))
+            print(_import(args.file, args.out, args.config, config.read_fields(args.set), given, args.dtype))
         else:
             print(_export(args.source, args.out, args.prefix))
     return guarded(run)

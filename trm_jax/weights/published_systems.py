@@ -39,10 +39,25 @@ RECIPES = {
     "HRM": {"supervision": "deep", "H_cycles": 2, "L_cycles": 2, "puzzle_emb_len": 0, "grad_calls": 2,
             "no_ACT_continue": False},
     "direct": {"supervision": "deep", "H_cycles": 1, "L_cycles": 0, "puzzle_emb_len": 0},
+    "EqR": {"supervision": "deep", "H_cycles": 3, "L_cycles": 6, "puzzle_emb_len": 16, "start": "random",
+            "update": "damped", "update_noise": 0.01, "update_noise_test": 0.01},
+    "FPRM": {"supervision": "deep", "H_cycles": 6, "L_cycles": 0, "puzzle_emb_len": 16, "grad_cycles": 6,
+             "start": "random", "start_std": 6.0, "update": "solver", "halt_by": "residual", "halt_max_steps": 12,
+             "halt_exploration_prob": 0.0},
 }
-# Of these, what a published config may tell, and an option of the command.
+# How they were trained, of RSM as our defaults are.
+TRAINING = {"optimizer": "adam_atan2", "lr": 1e-4, "lr_min_ratio": 1.0, "lr_warmup_steps": 2000, "beta1": 0.9,
+            "beta2": 0.95, "weight_decay": 1.0, "grad_clip_norm": 0.0, "puzzle_emb_lr": 1e-4,
+            "puzzle_emb_weight_decay": 1.0, "global_batch_size": 768, "epochs": 50_000, "ema": True, "ema_rate": 0.999}
+TRAININGS = {"RSM": {}, "TRM": TRAINING, "EqR": TRAINING, "HRM": TRAINING | {"epochs": 20_000, "ema": False},
+             "direct": TRAINING | {"epochs": 20_000, "ema": False},
+             "FPRM": TRAINING | {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-3, "puzzle_emb_lr": 1e-3,
+                                 "puzzle_emb_weight_decay": 1e-3, "epochs": 60_000}}
+# Of a network's fields, what a published config may tell, and an option of the command.
 UNTOLD = ("num_heads", "H_cycles", "L_cycles", "puzzle_emb_len", "pos_encodings", "mixer_norm_axis", "rope_theta",
           "rms_norm_eps", "forward_dtype", "halt_max_steps", "no_ACT_continue")
+GUESSES = {"y_z": ("num_heads", "H_cycles", "L_cycles"), "single_z": ("num_heads", "H_cycles", "L_cycles"),
+           "multi_z": ("num_heads", "H_cycles")}  # of these, by recursion, a guess is worth a warning
 SEQ_LENS = {11: 81, 6: 900, 12: 900}  # vocabulary -> grid of the published datasets: Sudoku, maze, ARC
 
 
@@ -64,6 +79,8 @@ def infer(weights: Mapping[str, np.ndarray], given: Mapping[str, Any] | None = N
     weights = strip_prefixes(weights)
     given = {name: value for name, value in (given or {}).items() if value is not None}
     system, seen = _seen(weights)
+    if system == "FPRM":  # whose config calls other things by these names
+        saved = {name: value for name, value in (saved or {}).items() if name not in ("H_cycles", "L_cycles")}
     T = next((weights[name].shape[i] for name, i in (("embed_pos.embedding_weight", 0),
               (f"{seen.pop('core')}.layers.0.{BLOCK_WEIGHTS['mixer', 'gate_up']}", 1)) if name in weights), None)
     recipe = dict(RECIPES[system])
@@ -74,6 +91,8 @@ def infer(weights: Mapping[str, np.ndarray], given: Mapping[str, Any] | None = N
     if not seen["puzzle_emb_ndim"]:
         recipe["puzzle_emb_len"] = 0
     if seen["halting_head"]:
+        recipe["halt_exploration_prob"] = recipe.get("halt_exploration_prob", (saved or {}).get(
+            "halt_exploration_prob", config.Arch.halt_exploration_prob))
         recipe["prob_detach_prev_H"] = 1.0
     elif recipe["supervision"] == "deep":
         recipe |= {"prob_detach_prev_H": 1.0, "no_ACT_continue": True, "halt_exploration_prob": 0.0}
@@ -112,6 +131,10 @@ def _seen(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
                               f"{EMBEDDING} and {' or '.join(f'{c}.layers.0' for c in CORE_NAMES)}.*; there are "
                               f"{', '.join(sorted(weights)[:5]) or 'none'} ...")
     system = {"core": "RSM", "L_level": "HRM" if depths[H_CORE_NAME] else "TRM", "H_level": "direct"}[core]
+    if f"{core}.alpha_1_param" in weights:
+        system = "FPRM"
+    elif system == "TRM" and not {"H_init", "L_init"} & set(weights):  # every start is drawn
+        system = "EqR"
     D = weights[EMBEDDING].shape[1]
     mlp_t = block + BLOCK_WEIGHTS["mixer", "gate_up"] in weights
     seen = {
@@ -130,6 +153,13 @@ def _seen(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
         seen |= {"recursion": "multi_z", "L_cycles": multi}
     elif system == "direct":
         seen |= {"recursion": "direct", "L_cycles": 0}
+    elif system == "FPRM":
+        kernel = weights.get(f"{core}.conv.weight")
+        conv = "none" if kernel is None else "grid3" if kernel.ndim == 4 else "causal4"
+        seen |= {"recursion": "direct", "L_cycles": 0, "block": "pre_norm", "conv": conv,
+                 "output_norm": conv == "causal4"}  # as in their Maze recipe
+    elif system == "EqR":
+        pass
     elif "H_init" not in weights:
         seen["recursion"] = "single_z"
     return system, seen
@@ -146,8 +176,8 @@ def checked(fields: Mapping[str, Any]) -> config.Arch:
     return config.parse({"arch": dict(fields)}).arch
 
 
-def saved_config(path: str | os.PathLike[str], extras: Mapping[str, Any]) -> dict[str, Any]:
-    """The `arch` section that the published program saved: in the file (RSM), or as all_config.yaml beside it."""
+def _saved(path: str | os.PathLike[str], extras: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the published program saved: in the file (RSM), or as all_config.yaml beside it."""
     beside = Path(path).parent / "all_config.yaml"
     saved = extras.get("config")
     if saved is None and beside.is_file():
@@ -155,10 +185,33 @@ def saved_config(path: str | os.PathLike[str], extras: Mapping[str, Any]) -> dic
             saved = yaml.safe_load(beside.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise PretrainedError(f"{beside} cannot be read: {torch_files.one_line(error)[:200]}") from error
-    arch = saved.get("arch") if isinstance(saved, Mapping) else None
+    return saved if isinstance(saved, Mapping) else {}
+
+
+def saved_training(path: str | os.PathLike[str], extras: Mapping[str, Any]) -> dict[str, Any]:
+    """How these weights were trained, as far as the published program saved it: dotted name -> value."""
+    saved = _saved(path, extras)
+    arch = saved.get("arch")
+    loss = arch.get("loss") if isinstance(arch, Mapping) else None
+    told = {name: saved[name] for name in (*TRAINING, "seed") if saved.get(name) is not None}
+    if isinstance(loss, Mapping) and "loss_type" in loss:
+        told["arch.loss.loss_type"] = loss["loss_type"]
+    return told
+
+
+def saved_config(path: str | os.PathLike[str], extras: Mapping[str, Any]) -> dict[str, Any]:
+    """The `arch` section that the published program saved."""
+    arch = _saved(path, extras).get("arch")
     arch = {"puzzle_emb_len": 0, **arch} if isinstance(arch, Mapping) else {}  # the published meaning of its absence
     grown = {f"{c}_cycles": extras[f"active_{c}"] for c in "HL" if f"active_{c}" in extras}  # RSM's curriculum
     return {**arch, **grown}
+
+
+def guessed(found: Inferred) -> list[str]:
+    """Fields that change every answer and that nothing tells: they are taken from the published recipe."""
+    names = [name for name in GUESSES.get(found.arch.recursion, ("num_heads",))
+             if found.origins.get(name) == "the published recipe" and not (name == "num_heads" and found.arch.mlp_t)]
+    return names if found.system != "FPRM" else [name for name in names if name == "num_heads"]
 
 
 def describe(found: Inferred) -> str:
