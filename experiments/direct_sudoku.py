@@ -6,7 +6,9 @@ Variants (--config=experiments/direct_sudoku.py:NAME)
     (none)   eight layers of attention, applied once, with HRM's data and optimiser: 26,041 steps of 768.
              Paper: 0.0 % exact on the 422,786 test puzzles, 27M parameters; hardware and hours are not given. Not
              repeated by us yet.
-    quick    at the size and on the puzzles of rsm_sudoku:quick: minutes on two cores.
+    quick    on the puzzles of eqr_sudoku:quick (4x4), D 48, four layers, learned positions, 1,500 steps of 32 at 1e-3:
+             minutes of one core. 54.0 % exact of 200 test puzzles, seed 0: 40 points behind hrm_sudoku:quick, which
+             has as many layers and took a fifth of the steps.
 
 The published config of this system goes on from its last state for 16 supervised steps; "direct" means one step, as
 here (arch.halt_max_steps = 16 gives the other). The halting head is there because the published count has it.
@@ -37,5 +39,7 @@ def get_config(variant: str = ""):
     c.arch.no_ACT_continue = True
     c.eval.H_test = (1,)
     if variant == "quick":
-        c.total_steps = 950
+        c.arch.pos_encodings, c.arch.rope_columns = "learned", 0
+        c.lr = 1e-3
+        c.total_steps = 1500
     return c

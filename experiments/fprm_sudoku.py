@@ -34,6 +34,8 @@ def get_config(variant: str = ""):
     c.eval.H_test = (6, 12, 24, 48, 96, 192) if variant else (16, 64, 250, 1000)
     if variant == "quick":
         config_lib.experiment_file(pathlib.Path(__file__).with_name("eqr_sudoku.py")).small(c)
+        c.arch.rope_columns = 0
+        c.arch.L_layers = 1
         c.total_steps = 800
         c.arch.halt_residual = 0.01
     if not variant:

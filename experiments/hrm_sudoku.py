@@ -6,7 +6,9 @@ Variants (--config=experiments/hrm_sudoku.py:NAME)
              through the last call of each, ACT with a learned q_continue.
              Paper: 55.0 % exact on the 422,786 test puzzles, 27M parameters; the code's authors: about 10 minutes on
              8 GPUs. Third parties had 45.8 to 57.5 %. Not repeated by us yet.
-    quick    at the size and on the puzzles of rsm_sudoku:quick: minutes on two cores.
+    quick    on the puzzles of eqr_sudoku:quick (4x4), D 48, two and two layers, rotary positions by row and column,
+             300 steps of 32: minutes of one core. 94.5 % exact of 200 test puzzles at 16 steps, seed 0; with learned
+             positions 0 % (500 steps at 1e-3).
 
 Deviation: the published data set has 1,000 shuffles of every puzzle, drawn beforehand; here every draw of a puzzle is
 a fresh one.
@@ -14,7 +16,7 @@ a fresh one.
 Data, made where they are missing
 
     python -m trm_jax data sudoku --hub --train 1000 --out data/sudoku-extreme-1k
-    python -m trm_jax data sudoku --generate --blanks 40 --train 60000 --test 1000 --out data/sudoku-40
+    python -m trm_jax data sudoku --generate --box 2x2 --clues 6 --train 4000 --test 500 --out data/sudoku4-6
 """
 
 import pathlib
@@ -31,7 +33,9 @@ def get_config(variant: str = ""):
     c = published()
     if variant == "quick":
         config_lib.experiment_file(pathlib.Path(__file__).with_name("trm_mlp_sudoku.py")).quick(c)
-        c.total_steps = 550
+        config_lib.experiment_file(pathlib.Path(__file__).with_name("eqr_sudoku.py")).small(c)
+        c.arch.rope_columns = 4
+        c.total_steps = 300
     return c
 
 

@@ -14,7 +14,7 @@ Variants (--config=experiments/side_by_side.py:NAME); D 48, batches of 32, learn
     random        random starts (EqR)
     gate          the content gate (InfiLoop)
 
-    Systems, each with the switches of its `:quick`.
+    Systems, each with the switches of its `:quick`. Not measured yet.
 
     trm_mlp, trm_att, single_z, multi_z, hrm, direct, eqr, cgar, fprm
 
@@ -77,7 +77,7 @@ def get_config(variant: str = ""):
         for name in ("global_batch_size", "optimizer", "lr", "lr_min_ratio", "lr_warmup_steps", "beta1", "beta2",
                      "weight_decay", "grad_clip_norm", "ema", "ema_rate"):
             c[name] = rsm[name]
-        c.arch.pos_encodings = "none" if c.arch.mlp_t else "rope"
+        c.arch.pos_encodings, c.arch.rope_columns = ("none", 0) if c.arch.mlp_t else ("rope", 6)
     c.data = rsm.data
     c.data.path = "data/sudoku-6x6"
     c.data.make.update(box=(2, 3), clues=12, train=20_000, test=1000)

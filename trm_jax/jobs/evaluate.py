@@ -129,18 +129,11 @@ def evaluate_file(experiment: config.Experiment, workdir: str | os.PathLike[str]
       WeightsError: listing every field that changes an answer in which it differs from the file's own config; or
         identifiers of the dataset that the file has not learned.
     """
-<<<<<<< HEAD
     place = weights_file.locate(path)
     export, data, mesh = weights_file.read(place), Dataset.load(experiment), distributed.data_mesh()
-    theirs, ours = config.to_json(export.experiment), config.to_json(experiment)
-    found = {name: pair for name, pair in config.differences(theirs, ours).items()
-             if name == "data.puzzle" or name.startswith("arch.") and name not in NOT_ASKED}
-=======
-    export, data, mesh = weights_file.load(path), Dataset.load(experiment), distributed.data_mesh()
     trained = dataclasses.replace(export.experiment, eval=experiment.eval)
     theirs, ours = asked(trained, export.shape), asked(experiment, data.shape)
     found = {name: (theirs[name], ours[name]) for name in theirs if name in ours and theirs[name] != ours[name]}
->>>>>>> 34c25cf (Relatives: release by correctness, compare by FLOPs and by own settings, import believes and checks the saved config; ARC folders without test puzzles are refused early)
     export = rows_by_name(export, data, experiment)
     for name, a, b in (*((f"dataset {k}", v, getattr(data.shape, k)) for k, v in export.shape.sizes.items()),
                        ("dataset puzzle", puzzle_of(export.domain), puzzle_of(data.domain))):

@@ -138,7 +138,7 @@ def measure_pace(raw: dict[str, Any], seconds: float) -> dict[str, Any]:
     distributed.check_batch(experiment.global_batch_size, mesh)
     system = System(experiment, data.shape, PACE_STEPS)
     known = {"own_steps": total_steps(experiment, data.train.metadata),
-             "flops_per_step": experiment.global_batch_size * _train_flops(system, PACE_STEPS)}
+             "flops_per_step": system.train_flops(1, PACE_STEPS) / PACE_STEPS}
     if not seconds:
         return known
     timed, batches, state = [], train.stream(experiment, data), step_lib.place(system, mesh)
@@ -166,12 +166,6 @@ def measure_pace(raw: dict[str, Any], seconds: float) -> dict[str, Any]:
             "compile_seconds": compiled.seconds, "device": distributed.device_description()}
 
 
-def _train_flops(system: System, steps: int) -> float:
-    """Of one training example, mean over the first `steps` steps."""
-    return sum((min(b, steps) - a + 1) * system.train_flops_per_example(H, L)
-               for a, b, H, L in system.curriculum.stages() if a <= steps) / steps
-
-
 def train_and_measure(raw: dict[str, Any], depths: Sequence[int], workdir: str, settings: Terms) -> None:
     """One run: trains or continues, evaluates at all depths, and writes `MEASURED`."""
     experiment = config.parse(raw)
@@ -195,12 +189,8 @@ def _measured(experiment: Experiment, workdir: str, during: list, after: dict[st
         "train_seconds": last["train_seconds"], "compile_seconds": last["compile_seconds"],
         "evaluation_seconds": sum(result["seconds"] for result in (*during, after)),
         "examples_per_second": steps * experiment.global_batch_size / last["train_seconds"],
-<<<<<<< HEAD
         "train_flops_per_example": system.train_flops(1, steps) / (steps * experiment.global_batch_size),
         "peak_memory": peak, "peak_memory_of": where,
-=======
-        "train_flops_per_example": _train_flops(system, steps), "peak_memory": peak, "peak_memory_of": where,
->>>>>>> 34c25cf (Relatives: release by correctness, compare by FLOPs and by own settings, import believes and checks the saved config; ARC folders without test puzzles are refused early)
         "curve": [{"step": r["step"], "train_seconds": r["train_seconds"], **_figure(arch, r["figures"][-1])}
                   for r in during],
         "depth": [_figure(arch, figure) for figure in after["figures"]],
