@@ -45,7 +45,7 @@ def test_a_folder_without_test_puzzles_is_refused_before_anything_is_written(fol
     (theirs / "test_puzzles.json").unlink()
     e = experiment(theirs, data={"make": {"source": "arc_json", "json_dir": "kaggle", "subsets": ["training"],
                                           "test_subset": "training"}})
-    with pytest.raises(dataset.DatasetError, match="HRM's build writes none.*python -m trm_jax data arc --json_dir kagg"):
+    with pytest.raises(dataset.DatasetError, match="HRM's build writes none.*python -m trm_jax data arc --json"):
         train.train(e, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

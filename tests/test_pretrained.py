@@ -290,7 +290,7 @@ def test_a_config_beside_the_file_must_say_what_the_experiment_says(tmp_path, su
         pub.load(theirs, other, seq_len=16)
     assert pub.load(theirs, other, seq_len=16, H_cycles=2)[0].experiment.arch.H_cycles == 2
     assert pub.load(theirs, e, seq_len=16)[0].experiment == e
-    with pytest.raises(PretrainedError, match="puzzle_emb_len is 16 there, 1 in the experiment.*--set arch.puzzle_emb_"):
+    with pytest.raises(PretrainedError, match="puzzle_emb_len is 16 there, 1 in the experiment.*--set arch.puzz"):
         pub.load(theirs, dataclasses.replace(e, arch=dataclasses.replace(e.arch, puzzle_emb_len=1)), seq_len=16)
     made = pub.load(theirs, other, {"arch.H_cycles": 2, "lr": 0.25}, seq_len=16)[0].experiment
     assert (made.arch.H_cycles, made.lr) == (2, 0.25), "fields have the last word"

@@ -244,8 +244,9 @@ def test_evaluating_a_file_under_another_config_names_the_fields(tmp_path, expor
 
 
 def test_what_changes_no_answer_is_not_asked():
-    def asked(shape=Shape(16, 6), **arch):
-        return evaluate.asked(config.Experiment(arch=dataclasses.replace(config.Arch(puzzle_emb_len=1), **arch)), shape)
+    def asked(**arch):
+        changed = dataclasses.replace(config.Arch(puzzle_emb_len=1), **arch)
+        return evaluate.asked(config.Experiment(arch=changed), Shape(16, 6))
     plain = asked()
     for same in ({"H_cycles": 8}, {"L_cycles": 5}, {"num_heads": 4}, {"expansion": 1.0, "mlp_hidden_size": 1536},
                  {"puzzle_emb_len": 0}, {"remat": False}, {"halt_max_steps": 3}, {"start_std": 3.0},

@@ -31,7 +31,8 @@ def impossible(e: Experiment) -> list[str]:
     _impossible_update(e, need)
     _impossible_supervision(e, need)
     for name in ("arch.H_layers", "arch.grad_calls", "arch.puzzle_emb_ndim", "arch.puzzle_emb_len",
-                 "arch.mlp_hidden_size", "arch.mixer_hidden_size", "deepen.carry_steps", "seed", "total_steps", "lr_warmup_steps",
+                 "arch.mlp_hidden_size", "arch.mixer_hidden_size", "deepen.carry_steps", "seed",
+                 "total_steps", "lr_warmup_steps",
                  "eval.interval_steps", "eval.max_examples", "eval.restarts", "eval.sigma", "grad_clip_norm",
                  "transition_lr_warmup_steps", "checkpoint.keep_best", "weight_decay", "puzzle_emb_weight_decay",
                  "optimizer_reset_scale", "puzzle_emb_lr", "lr"):

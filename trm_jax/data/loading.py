@@ -42,8 +42,8 @@ class Dataset:
                                        f"{domain.grid[1]} "
                                      "columns")
         if domain.identifies_tasks and not (pathlib.Path(d.path) / TEST_PUZZLES).is_file():
-            raise dataset.DatasetError(f"{d.path} has no {TEST_PUZZLES} (HRM's build writes none), without which no answer "
-                                       f"can be scored; take another data.path, and make it with {d.how_to_make}")
+            raise dataset.DatasetError(f"{d.path} has no {TEST_PUZZLES} (HRM's build writes none), without which no "
+                                       f"answer can be scored; take another data.path, and make it with {d.how_to_make}")
         return cls(train, test, domain)
 
     @property
