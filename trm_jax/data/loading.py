@@ -43,7 +43,7 @@ class Dataset:
                                      "columns")
         if domain.identifies_tasks and not (pathlib.Path(d.path) / TEST_PUZZLES).is_file():
             raise dataset.DatasetError(f"{d.path} has no {TEST_PUZZLES} (HRM's build writes none), without which no "
-                                       f"answer can be scored; take another data.path, and make it with {d.how_to_make}")
+                                       f"answer can be scored; take another data.path, made with {d.how_to_make}")
         return cls(train, test, domain)
 
     @property

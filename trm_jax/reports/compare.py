@@ -14,8 +14,8 @@ matplotlib: pip install 'trm_jax[plot]') and a folder for every system, with the
 
 The length of a run by --minutes. A schedule that is cut off by a clock is not the schedule. So the time of a step is
 measured first, in every stage of the curriculum and once for all seeds, and total_steps is what fits into the minutes:
-each cosine ends, and each curriculum is complete, when its time is over. Warm-ups keep their share of the run. A run that
-turns out slower than measured is stopped when it has had its time, short of the end of its schedule, and is named
+each cosine ends, and each curriculum is complete, when its time is over. Warm-ups keep their share of the run. A run
+that turns out slower than measured is stopped when it has had its time, short of the end of its schedule, and is named
 below the table; a faster one ends early. The table gives steps done, steps planned, and seconds. All else, such as
 learning rate, batch and the rate of the EMA, is the config's own, so a config that was tuned for another length is
 at a disadvantage.
