@@ -152,10 +152,12 @@ def split_any(text: str) -> list[Piece]:
 
 
 def _is_talk(line: str) -> bool:
-    """Whether a line is about a maze, rather than of one: mostly letters, several, or the fence of a block of code."""
+    """Whether a line is about a maze, rather than of one: mostly letters, not only those that stand for cells, or the
+    fence of a block of code."""
     signs = line.replace(" ", "")
     letters = list(filter(str.isalpha, signs))
-    return signs.startswith(("```", "//")) or len(letters) * 2 > len(signs) and len(set(letters)) > 2
+    return signs.startswith(("```", "//")) or (
+        len(letters) * 2 > len(signs) and len(set(letters)) > 2 and not set(letters) <= set("SsGgEeXxo"))
 
 
 def split_mazes(text: str, rows: int, columns: int) -> list[Piece]:
