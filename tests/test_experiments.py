@@ -115,7 +115,9 @@ def test_the_published_maze_recipe():
 
 
 @pytest.mark.parametrize("name, variant", [  # an ARC canvas has 900 cells, however tiny the network; test_arc_runs.py
-    pytest.param(*case, marks=pytest.mark.slow) if "_arc" in case[0] else case for case in ALL])
+    pytest.param(*case, marks=pytest.mark.slow) if "_arc" in case[0] or case[0] == "side_by_side" or (
+        case[0].partition("_")[0] in ("eqr", "fprm", "cgar", "futoshiki", "queens") and case[1] != "quick") else case
+    for case in ALL])
 def test_shrunk_it_trains_saves_and_continues(name, variant, data, tmp_path):
     e = experiment(name, variant)
     e = shrunk(e, data[e.data.puzzle])

@@ -98,6 +98,7 @@ def test_a_bad_file_does_not_hide_the_next_one(tmp_path, capsys):
     assert "good.npz: ok" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_file_passes_with_64_bit_types_too():
     strict = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise",
               "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles in half the time

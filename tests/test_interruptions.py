@@ -100,7 +100,7 @@ def test_a_second_signal_ends_at_once():
 
 
 def test_training_is_saved_before_it_is_evaluated(data, tmp_path, monkeypatch):
-    e, call = tiny.experiment(data, total_steps=4), Evaluator.__call__
+    e, call, before = tiny.experiment(data, total_steps=4), Evaluator.__call__, signal.getsignal(signal.SIGINT)
 
     def interrupted(self, *args):
         signal.raise_signal(signal.SIGINT)
@@ -109,7 +109,7 @@ def test_training_is_saved_before_it_is_evaluated(data, tmp_path, monkeypatch):
         patch.setattr(Evaluator, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt, match="not evaluated, but all training is saved"):
             train.train(e, tmp_path)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert complete_steps(tmp_path) == [2, 4] and not (tmp_path / "eval").exists()
     train.train(e, tmp_path)
     assert [step for step, _ in records(tmp_path)] == [1, 2, 3, 4]

@@ -136,8 +136,9 @@ def until(ready, what, seconds: float = 90) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(cloud):
-    e = tiny.experiment(tiny.make_dataset(cloud / "data"), total_steps=400, checkpoint={"interval_steps": 20})
+    e = tiny.experiment(tiny.make_dataset(cloud / "data"), total_steps=200, checkpoint={"interval_steps": 20})
     work = cloud / "run"
     resume = ["resume", *SLICE, f"--port={free_port()}", "rsm", tiny.config_file(cloud, e), work]
 
