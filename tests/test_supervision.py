@@ -14,7 +14,7 @@ from trm_jax.data.shape import Shape
 from trm_jax.models.network import Model
 from trm_jax.recursion import Latents
 from trm_jax.training import losses
-from trm_jax.training.supervision import Batch, SlotContents, SlotDraw, Terminal
+from trm_jax.training.supervision import Batch, CountedContents, SlotContents, SlotDraw, Terminal
 
 B, S, V, L = 8, 4, 5, 2
 
@@ -171,7 +171,7 @@ def test_a_slot_is_released_when_its_answer_is_right_or_its_time_is_over(given):
     c, new = contract(carry_share=0.75, carry_keep_prob=0.0, carry_steps=3), batch(0)
     jax.tree.map(np.testing.assert_array_equal, begin(c, fixed, c.initial_carry(B), new).batch, new)
     steps, right = jnp.asarray([0, 1, 2, 3, 4, 1, 1, 1], jnp.int32), jnp.asarray([False] * 5 + [True, False, False])
-    carry = held()._replace(steps=steps, right=right)
+    carry = CountedContents(*held(), steps, right)
     start = begin(c, fixed, carry, new)
     assert kept(start, carry, new, c.model.initial_latents(fixed, B)) == [True] * 3 + [False] * 5, "3, 4: K; 5: right"
     np.testing.assert_array_equal(start.steps, [0, 1, 2] + [0] * 5)

@@ -45,8 +45,15 @@ class SlotContents(NamedTuple):
 
     batch: Batch
     latents: AnyLatents
-    steps: Any = ()  # int32 [B], training steps that the puzzle has had; () where nobody asks (deepen.carry_steps)
-    right: Any = ()  # bool [B], was it answered rightly in the last of them? likewise
+
+
+class CountedContents(NamedTuple):
+    """The same for release by correctness (deepen.carry_steps). Of a type of its own: checkpoints know fields."""
+
+    batch: Batch
+    latents: AnyLatents
+    steps: Any  # int32 [B], training steps that the puzzle has had
+    right: Any  # bool [B], was it answered rightly in the last of them?
 
 
 class Sums(NamedTuple):
@@ -138,9 +145,9 @@ class Terminal:
         return self._counted(empty_slots(self.model, batch_size), jnp.zeros((batch_size,), jnp.int32),
                              jnp.zeros((batch_size,), bool))
 
-    def _counted(self, slots: SlotContents, steps: Any, right: Any) -> SlotContents:
+    def _counted(self, slots: SlotContents, steps: Any, right: Any) -> SlotContents | CountedContents:
         """With what release by correctness asks for, where that is on."""
-        return slots._replace(steps=steps, right=right) if self.experiment.deepen.carry_steps else slots
+        return CountedContents(*slots, steps, right) if self.experiment.deepen.carry_steps else slots
 
     def batch_axes(self) -> Any:
         """Like a carry, with the axis of each of its arrays that is the batch's."""
@@ -148,7 +155,7 @@ class Terminal:
             return ()
         return self._counted(SlotContents(Batch(0, 0, 0), jax.tree.map(lambda _: 1, latents_like(self.model, 1))), 0, 0)
 
-    def begin(self, fixed, carry, batch: Batch, key: Array, draw: SlotDraw) -> SlotContents:
+    def begin(self, fixed, carry, batch: Batch, key: Array, draw: SlotDraw) -> SlotContents | CountedContents:
         b = batch.inputs.shape[0]
         fresh = SlotContents(batch, fresh_latents(self.model, fixed, b, key, draw))
         if carry == ():
@@ -160,9 +167,9 @@ class Terminal:
         if deepen.carry_steps:
             keep = (carry.steps < deepen.carry_steps) & (keep | ~carry.right)
         keep = may & held & keep
-        return self._counted(SlotContents(recursion.select(keep, carry.batch, batch, 0),
-                                          recursion.select(keep, carry.latents, fresh.latents, 1)),
-                             jnp.where(keep, carry.steps, 0) if deepen.carry_steps else (), carry.right)
+        slots = SlotContents(recursion.select(keep, carry.batch, batch, 0),
+                             recursion.select(keep, carry.latents, fresh.latents, 1))
+        return CountedContents(*slots, jnp.where(keep, carry.steps, 0), carry.right) if deepen.carry_steps else slots
 
     def depth(self, H: Array, key: Array) -> Array:
         """H of this step: the curriculum's, or with tail_prob log-uniform from there to tail_max_H."""
@@ -198,7 +205,7 @@ class Terminal:
                     cell_accuracy=jnp.sum(scores.cell), exact_accuracy=jnp.sum(scores.exact, dtype=jnp.float32))
         carry = ()
         if self.experiment.deepen.carry_share:
-            steps = start.steps + 1 if self.experiment.deepen.carry_steps else ()
+            steps = start.steps + 1 if isinstance(start, CountedContents) else ()
             carry = self._counted(SlotContents(start.batch, lax.stop_gradient(latents)), steps, scores.exact)
         return loss, (carry, lax.stop_gradient(sums))
 
