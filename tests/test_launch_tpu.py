@@ -166,7 +166,7 @@ def test_a_slice_that_is_taken_away_is_asked_for_again_and_the_run_goes_on(cloud
         for process in pids(cloud):
             os.kill(process, 9)
     assert re.search(r"continues from step \d+0;", said())
-    assert (work / "eval" / "step_400.json").exists()
+    assert (work / "eval" / "step_200.json").exists()
 
 
 def pids(cloud) -> list[int]:
