@@ -32,3 +32,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name not in NOT_FAST:
             item.add_marker(pytest.mark.fast)
+
+
+@pytest.fixture(scope="module")
+def window():
+    """A headless browser; without Chromium its tests are skipped."""
+    from tests import browser
+    if not (browser.CHROMIUM and browser.DRIVER):
+        pytest.skip("no Chromium: install the packages chromium and chromium-driver")
+    opened = browser.Browser()
+    yield opened
+    opened.close()

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from tests import browser as chromium
 from tests import tiny
 from trm_jax.inference import slots
 from trm_jax.reports import page as page_module
@@ -14,15 +13,6 @@ from trm_jax.weights import weights_file
 
 NAMES = ("rsm-sudoku", "rsm-sudoku-quick")
 CELLS = "return Array.from(document.querySelectorAll('.cell'), c => c.textContent)"
-
-
-@pytest.fixture(scope="module")
-def window():
-    if not (chromium.CHROMIUM and chromium.DRIVER):
-        pytest.skip("no Chromium: install the packages chromium and chromium-driver")
-    opened = chromium.Browser()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

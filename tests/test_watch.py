@@ -11,7 +11,6 @@ import sys
 import numpy as np
 import pytest
 
-from tests import browser as chromium
 from tests import tiny
 from tests.scripted import DOMAIN, GRID, NEVER, Scripted, text
 from trm_jax import puzzles
@@ -241,15 +240,6 @@ def test_bad_usage_is_status_2(cli, tmp_path, args, message):
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def window():
-    if not (chromium.CHROMIUM and chromium.DRIVER):
-        pytest.skip("no Chromium: install the packages chromium and chromium-driver")
-    opened = chromium.Browser()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
