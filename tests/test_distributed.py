@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -94,6 +95,18 @@ def test_a_port_that_is_in_use_and_a_process_0_that_is_not_there(started, monkey
     monkeypatch.setenv("TRM_JAX_COORDINATOR_SECONDS", "soon")
     with pytest.raises(distributed.DeviceError, match="TRM_JAX_COORDINATOR_SECONDS='soon' must be a whole number of s"):
         distributed.initialize()
+
+
+def test_a_port_that_is_not_yet_let_go_is_waited_for(started, monkeypatch):
+    """Slurm's own connections leave from any port, and keep it for a minute after they ended."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        for name, value in zip(VARIABLES, (f"localhost:{other.getsockname()[1]}", "4", "0"), strict=False):
+            monkeypatch.setenv(name, value)
+        closing = threading.Timer(1.5, other.close)
+        closing.start()
+        assert distributed.initialize() and len(started) == 1
+        closing.join()
 
 
 @pytest.mark.parametrize("address, says", [

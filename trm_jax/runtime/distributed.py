@@ -38,6 +38,7 @@ PIECE = 16 << 20  # bytes of each process that `everyones` sends at once
 CLOCKS_APART = 30.0  # seconds
 WAIT = "TRM_JAX_COORDINATOR_SECONDS"
 LOST_SECONDS = 20.0  # a process that has given no sign of life for so long is lost
+CLOSING_SECONDS = 90.0  # for so long process 0 waits for a port that is only not yet let go
 _SIGN_SECONDS = 2.0  # between two signs of life
 T = TypeVar("T")
 COMPILED = os.path.join("~", ".cache", "trm_jax", "compiled")  # where programs are kept unless told otherwise
@@ -108,16 +109,18 @@ def _require_coordinator(address: str, process: int, seconds: float) -> None:
     except OSError as error:
         raise DeviceError(f"JAX_COORDINATOR_ADDRESS={address!r}: there is no host {host} "
                           f"({error.strerror or error})") from None
-    if process == 0:
+    end = time.monotonic() + (min(seconds, CLOSING_SECONDS) if process == 0 else seconds)
+    while process == 0:
         with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind(("", int(port)))
+                return
             except OSError as error:
-                raise DeviceError(f"JAX_COORDINATOR_ADDRESS={address}: process 0 cannot listen there "
-                                  f"({error.strerror}); choose another port") from None
-        return
-    end = time.monotonic() + seconds
+                if _listens(int(port)) or time.monotonic() > end:
+                    raise DeviceError(f"JAX_COORDINATOR_ADDRESS={address}: process 0 cannot listen there "
+                                      f"({error.strerror}); choose another port") from None
+        time.sleep(1)
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -128,6 +131,16 @@ def _require_coordinator(address: str, process: int, seconds: float) -> None:
                                 f"in {seconds:g} s ({error.strerror or error}): is it started, is the port "
                                 "open?") from None
         time.sleep(0.2)
+
+
+def _listens(port: int) -> bool:
+    """Whether somebody takes connections at a port of this machine; it may also be that of a connection that ended,
+    which the system lets go after a minute."""
+    try:
+        socket.create_connection(("localhost", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 _handlers: list[Any] = []  # what C has a pointer to
