@@ -42,7 +42,7 @@ class Service:
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         app = web.application(self.worker, web.Limits(**limits), {"weights": "scripted"}, page)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", log_config=None))
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
 

@@ -72,8 +72,9 @@ def _serve(args: argparse.Namespace) -> None:
                  "tries": worker.settings.tries, "max_cycles": worker.settings.max_cycles}
         app = web.application(worker, web.Limits(args.seconds, args.puzzles, args.body), about,
                               page.live(export, "Watch it think", page.source_line(args.source, export)))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False,
-                                               timeout_graceful_shutdown=int(args.seconds) + 5))
+        # With a log_config it would set up the logging of the whole process anew, and absl's would close its stream.
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", log_config=None, access_log=False,
+                                               server_header=False, timeout_graceful_shutdown=int(args.seconds) + 5))
         # uvicorn stops at this signal, and then raises it once more, for whoever had it before.
         before = signal.signal(signal.SIGTERM, lambda *_: None)
         try:
